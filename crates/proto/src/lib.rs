@@ -1,1 +1,21 @@
-//! Stub.
+//! What the trusted side and a worker must agree on.
+//!
+//! * [`program`]: the linear layers a worker holds and the rounds in which they are called,
+//! * [`digest`]: the address of a program with its weights,
+//! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
+//! * [`machine`]: the shape of both sides, state machines without sockets or clocks.
+//!
+//! Everything here is reachable from a peer's bytes: lengths are limited before anything is
+//! allocated, and no function panics on what a peer sent.
+
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing)]
+
+pub mod digest;
+pub mod frame;
+pub mod machine;
+pub mod program;
+pub mod wire;
+
+/// The protocol's version; both sides must speak the same one.
+pub const VERSION: u16 = 1;

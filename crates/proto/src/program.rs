@@ -1,0 +1,414 @@
+//! The program of a worker: its linear layers and the rounds in which they are called.
+
+use larvatus_kernels::linear::{Conv, MatMul, Shape, ShapeError, Weights};
+
+use crate::digest::Digest;
+use crate::wire::{DecodeError, Reader, Writer};
+
+/// Most layers of a program.
+pub const MAX_LAYERS: usize = 1 << 14;
+/// Most uploads of a round, and most calls of a round.
+pub const MAX_ROUND: usize = 1 << 10;
+/// Most bytes of an encoded program.
+pub const MAX_PROGRAM: usize = 8 << 20;
+/// Most words that one round may carry in one direction (8 GiB).
+pub const MAX_WORDS: usize = 1 << 31;
+/// Most images in one call of a layer.
+pub const MAX_IMAGES: usize = 1 << 16;
+
+/// Index of a layer in its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub u32);
+
+impl LayerId {
+    /// The index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl std::fmt::Display for LayerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A linear map that a worker holds the weights of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// The map of one image.
+    pub shape: Shape,
+    /// Images in one call, one after the other.
+    pub images: usize,
+    /// Planes of the weights: 1 for int8, 2 for wide ones.
+    pub planes: u8,
+    /// A weight is `Σ planes[j] · 2^(shift·j)`.
+    pub shift: u8,
+}
+
+impl LayerSpec {
+    /// Words that a call of this layer reads.
+    pub fn inputs(&self) -> usize {
+        self.images * self.shape.inputs()
+    }
+
+    /// Words that a call of this layer answers.
+    pub fn outputs(&self) -> usize {
+        self.images * self.shape.outputs()
+    }
+
+    /// Bytes of its weights in an upload.
+    pub fn weight_bytes(&self) -> usize {
+        usize::from(self.planes) * self.shape.weights()
+    }
+}
+
+/// One layer called on one of a round's uploads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerCall {
+    /// Which layer.
+    pub layer: LayerId,
+    /// Which upload of the round it reads.
+    pub upload: u16,
+}
+
+/// Calls that travel together: one request, one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Round {
+    /// Words of each upload.
+    pub uploads: Vec<usize>,
+    /// The calls, in the order of their answers.
+    pub calls: Vec<LayerCall>,
+}
+
+/// A worker's program: well formed by construction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    layers: Vec<LayerSpec>,
+    rounds: Vec<Round>,
+}
+
+impl Program {
+    /// Puts a program together.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where a count exceeds its limit, a call names a layer or an upload that is
+    /// not there, or an upload's length is not what its readers take.
+    pub fn new(layers: Vec<LayerSpec>, rounds: Vec<Round>) -> Result<Self, DecodeError> {
+        limit("layers", layers.len(), MAX_LAYERS)?;
+        limit("rounds", rounds.len(), MAX_LAYERS)?;
+        for layer in &layers {
+            limit("images", layer.images, MAX_IMAGES)?;
+            for words in [
+                layer.images.checked_mul(layer.shape.inputs()),
+                layer.images.checked_mul(layer.shape.outputs()),
+            ] {
+                limit("words of a layer", words.unwrap_or(usize::MAX), MAX_WORDS)?;
+            }
+        }
+        let program = Self { layers, rounds };
+        for round in &program.rounds {
+            program.check_round(round)?;
+        }
+        Ok(program)
+    }
+
+    fn check_round(&self, round: &Round) -> Result<(), DecodeError> {
+        limit("uploads", round.uploads.len(), MAX_ROUND)?;
+        limit("calls", round.calls.len(), MAX_ROUND)?;
+        let mut down = 0_usize;
+        let mut read = vec![false; round.uploads.len()];
+        for call in &round.calls {
+            let layer = self.layers.get(call.layer.index()).ok_or(DecodeError::TooMany {
+                what: "layer of a call",
+                limit: self.layers.len() as u64,
+                got: u64::from(call.layer.0),
+            })?;
+            let upload = usize::from(call.upload);
+            let (Some(&words), Some(read)) = (round.uploads.get(upload), read.get_mut(upload))
+            else {
+                return Err(DecodeError::TooMany {
+                    what: "upload of a call",
+                    limit: round.uploads.len() as u64,
+                    got: upload as u64,
+                });
+            };
+            *read = true;
+            consistent("words of an upload", layer.inputs(), words)?;
+            down = down.saturating_add(layer.outputs());
+        }
+        consistent("uploads that are read", round.uploads.len(), read.iter().filter(|r| **r).count())?;
+        let up = round.uploads.iter().fold(0_usize, |sum, words| sum.saturating_add(*words));
+        limit("words of a request", up, MAX_WORDS)?;
+        limit("words of an answer", down, MAX_WORDS)
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[LayerSpec] {
+        &self.layers
+    }
+
+    /// A layer.
+    pub fn layer(&self, id: LayerId) -> Option<&LayerSpec> {
+        self.layers.get(id.index())
+    }
+
+    /// The rounds, in the order in which an inference calls them.
+    pub fn rounds(&self) -> &[Round] {
+        &self.rounds
+    }
+
+    /// Words of the request of a round: its uploads together.
+    pub fn request_words(&self, round: &Round) -> usize {
+        round.uploads.iter().sum()
+    }
+
+    /// Words of the answer of a round: its calls together.
+    pub fn answer_words(&self, round: &Round) -> usize {
+        round.calls.iter().filter_map(|call| self.layer(call.layer)).map(LayerSpec::outputs).sum()
+    }
+
+    /// Bytes of all weights, in the order of layers and planes.
+    pub fn weight_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.weight_bytes() as u64).sum()
+    }
+
+    /// The canonical encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.count(self.layers.len());
+        for layer in &self.layers {
+            encode_layer(&mut out, layer);
+        }
+        out.count(self.rounds.len());
+        for round in &self.rounds {
+            out.count(round.uploads.len());
+            round.uploads.iter().for_each(|words| {
+                out.count(*words);
+            });
+            out.count(round.calls.len());
+            round.calls.iter().for_each(|call| {
+                out.u32(call.layer.0).u16(call.upload);
+            });
+        }
+        out.into_bytes()
+    }
+
+    /// Reads an encoded program.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where the bytes are not the canonical encoding of a well-formed program.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        limit("program bytes", bytes.len(), MAX_PROGRAM)?;
+        let mut reader = Reader::new(bytes);
+        let count = reader.count("layers", MAX_LAYERS)?;
+        let layers =
+            (0..count).map(|index| decode_layer(&mut reader, index)).collect::<Result<_, _>>()?;
+        let count = reader.count("rounds", MAX_LAYERS)?;
+        let rounds = (0..count).map(|_| decode_round(&mut reader)).collect::<Result<_, _>>()?;
+        reader.finish()?;
+        Self::new(layers, rounds)
+    }
+}
+
+/// A program with its weights: what an upload carries and its digest names.
+#[derive(Clone, Debug)]
+pub struct WorkerModel {
+    program: Program,
+    blob: Vec<u8>,
+    program_bytes: usize,
+    digest: Digest,
+}
+
+impl WorkerModel {
+    /// Joins a program and the weights of its layers.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inconsistent`] where the weights are not those of the layers.
+    pub fn new(program: Program, weights: &[&Weights]) -> Result<Self, DecodeError> {
+        consistent("layers with weights", program.layers.len(), weights.len())?;
+        let mut blob = program.encode();
+        let program_bytes = blob.len();
+        limit("program bytes", program_bytes, MAX_PROGRAM)?;
+        for (layer, weights) in program.layers.iter().zip(weights) {
+            consistent("planes", usize::from(layer.planes), weights.planes().len())?;
+            for plane in weights.planes() {
+                consistent("weights of a plane", layer.shape.weights(), plane.len())?;
+                blob.extend(plane.iter().map(|w| w.cast_unsigned()));
+            }
+        }
+        let digest = Digest::of_model(&blob);
+        Ok(Self { program, blob, program_bytes, digest })
+    }
+
+    /// Reads an upload.
+    ///
+    /// # Errors
+    /// [`DecodeError`] where the blob does not hash to `expected` ([`DecodeError::Inconsistent`])
+    /// or is not a program with its weights.
+    pub fn from_blob(blob: Vec<u8>, program_bytes: usize, expected: Digest) -> Result<Self, DecodeError> {
+        let digest = Digest::of_model(&blob);
+        if digest != expected {
+            let prefix = |d: Digest| d.0.iter().take(8).fold(0, |sum, b| sum << 8 | u64::from(*b));
+            return Err(DecodeError::Inconsistent {
+                what: "digest of the upload",
+                expected: prefix(expected),
+                got: prefix(digest),
+            });
+        }
+        let encoded = blob.get(..program_bytes).ok_or(DecodeError::Truncated {
+            offset: 0,
+            needed: program_bytes,
+            left: blob.len(),
+        })?;
+        let program = Program::decode(encoded)?;
+        let weights = (blob.len() - program_bytes) as u64;
+        if program.weight_bytes() != weights {
+            return Err(DecodeError::Inconsistent {
+                what: "bytes of weights",
+                expected: program.weight_bytes(),
+                got: weights,
+            });
+        }
+        Ok(Self { program, blob, program_bytes, digest })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The bytes of an upload.
+    pub fn blob(&self) -> &[u8] {
+        &self.blob
+    }
+
+    /// How many of them are the program.
+    pub fn program_bytes(&self) -> usize {
+        self.program_bytes
+    }
+
+    /// Their digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The weights, layer by layer.
+    ///
+    /// # Errors
+    /// [`DecodeError::Shape`] where the kernels refuse them.
+    pub fn weights(&self) -> Result<Vec<Weights>, DecodeError> {
+        let mut rest = self.blob.get(self.program_bytes..).unwrap_or_default();
+        let mut all = Vec::with_capacity(self.program.layers.len());
+        for (index, layer) in self.program.layers.iter().enumerate() {
+            let mut planes = Vec::new();
+            for _ in 0..layer.planes {
+                let (plane, tail) =
+                    rest.split_at_checked(layer.shape.weights()).ok_or(DecodeError::Truncated {
+                        offset: self.blob.len() - rest.len(),
+                        needed: layer.shape.weights(),
+                        left: rest.len(),
+                    })?;
+                planes.push(plane.iter().map(|w| w.cast_signed()).collect());
+                rest = tail;
+            }
+            let weights = Weights::new(planes, u32::from(layer.shift))
+                .map_err(|source| DecodeError::Shape { layer: index, source })?;
+            all.push(weights);
+        }
+        Ok(all)
+    }
+}
+
+fn limit(what: &'static str, got: usize, limit: usize) -> Result<(), DecodeError> {
+    if got > limit {
+        return Err(DecodeError::TooMany { what, limit: limit as u64, got: got as u64 });
+    }
+    Ok(())
+}
+
+fn consistent(what: &'static str, expected: usize, got: usize) -> Result<(), DecodeError> {
+    if got != expected {
+        return Err(DecodeError::Inconsistent { what, expected: expected as u64, got: got as u64 });
+    }
+    Ok(())
+}
+
+const CONV: u8 = 1;
+const MATMUL: u8 = 2;
+
+fn encode_layer(out: &mut Writer, layer: &LayerSpec) {
+    match &layer.shape {
+        Shape::Conv(conv) => {
+            out.u8(CONV);
+            for size in [conv.groups, conv.in_channels, conv.out_channels] {
+                out.count(size);
+            }
+            for pair in [
+                conv.input,
+                conv.kernel,
+                conv.stride,
+                conv.dilation,
+                conv.pad_begin,
+                conv.pad_end,
+            ] {
+                pair.iter().for_each(|size| {
+                    out.count(*size);
+                });
+            }
+        }
+        Shape::MatMul(matmul) => {
+            out.u8(MATMUL);
+            for size in [matmul.groups, matmul.rows, matmul.inner, matmul.columns] {
+                out.count(size);
+            }
+        }
+    }
+    out.count(layer.images).u8(layer.planes).u8(layer.shift);
+}
+
+fn decode_layer(reader: &mut Reader<'_>, layer: usize) -> Result<LayerSpec, DecodeError> {
+    let tag = reader.u8()?;
+    let mut size = || reader.count("a layer's size", MAX_WORDS);
+    let refused = |source: ShapeError| DecodeError::Shape { layer, source };
+    let shape = match tag {
+        CONV => {
+            let (groups, in_channels, out_channels) = (size()?, size()?, size()?);
+            let mut pair = || Ok::<_, DecodeError>([size()?, size()?]);
+            Shape::conv(Conv {
+                groups,
+                in_channels,
+                out_channels,
+                input: pair()?,
+                kernel: pair()?,
+                stride: pair()?,
+                dilation: pair()?,
+                pad_begin: pair()?,
+                pad_end: pair()?,
+            })
+            .map_err(refused)?
+        }
+        MATMUL => Shape::matmul(MatMul {
+            groups: size()?,
+            rows: size()?,
+            inner: size()?,
+            columns: size()?,
+        })
+        .map_err(refused)?,
+        tag => return Err(DecodeError::UnknownTag { what: "layer", tag: u32::from(tag) }),
+    };
+    let images = reader.count("images", MAX_IMAGES)?;
+    Ok(LayerSpec { shape, images, planes: reader.u8()?, shift: reader.u8()? })
+}
+
+fn decode_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
+    let count = reader.count("uploads", MAX_ROUND)?;
+    let uploads = (0..count)
+        .map(|_| reader.count("words of an upload", MAX_WORDS))
+        .collect::<Result<_, _>>()?;
+    let count = reader.count("calls", MAX_ROUND)?;
+    let calls = (0..count)
+        .map(|_| Ok(LayerCall { layer: LayerId(reader.u32()?), upload: reader.u16()? }))
+        .collect::<Result<_, DecodeError>>()?;
+    Ok(Round { uploads, calls })
+}
