@@ -53,6 +53,21 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl Activation {
+    /// Whether this is a function of an exponential, and so many times as costly as the others.
+    pub(crate) const fn is_transcendental(self) -> bool {
+        match self {
+            Self::Sigmoid | Self::Silu | Self::Gelu | Self::GeluTanh => true,
+            Self::None
+            | Self::Relu
+            | Self::LeakyRelu { .. }
+            | Self::Clip { .. }
+            | Self::HardSigmoid { .. }
+            | Self::HardSwish => false,
+        }
+    }
+}
+
 /// Applies a function in place.
 pub fn activate(activation: Activation, x: &mut [f32]) {
     activate_with(Isa::best(), activation, x);
@@ -95,12 +110,6 @@ impl Pass for Activate<'_> {
 #[inline(always)]
 pub(crate) fn lanes<S: Floats>(s: S, activation: Activation, x: S::F) -> S::F {
     match activation {
-        Activation::None => x,
-        Activation::Relu => s.max_f(s.splat_f(0.0), x),
-        Activation::LeakyRelu { slope } => s.where_negative(x, s.mul_f(x, s.splat_f(slope)), x),
-        Activation::Clip { low, high } => clip(s, x, low, high),
-        Activation::HardSigmoid { slope, offset } => hard_sigmoid(s, x, slope, offset),
-        Activation::HardSwish => s.mul_f(x, hard_sigmoid(s, x, 1.0 / 6.0, 0.5)),
         Activation::Sigmoid => sigmoid(s, x),
         Activation::Silu => s.mul_f(x, sigmoid(s, x)),
         Activation::Gelu => gelu(s, x),
@@ -109,6 +118,31 @@ pub(crate) fn lanes<S: Floats>(s: S, activation: Activation, x: S::F) -> S::F {
             let inner = s.add_f(x, s.mul_f(cube, s.splat_f(0.044_715)));
             s.mul_f(x, sigmoid(s, s.mul_f(inner, s.splat_f(1.595_769))))
         }
+        Activation::None
+        | Activation::Relu
+        | Activation::LeakyRelu { .. }
+        | Activation::Clip { .. }
+        | Activation::HardSigmoid { .. }
+        | Activation::HardSwish => algebraic_lanes(s, activation, x),
+    }
+}
+
+/// [`lanes`] for functions that are not transcendental; those are left out, so that a loop with little room need not
+/// hold their constants.
+#[inline(always)]
+pub(crate) fn algebraic_lanes<S: Floats>(s: S, activation: Activation, x: S::F) -> S::F {
+    debug_assert!(!activation.is_transcendental());
+    match activation {
+        Activation::Relu => s.max_f(s.splat_f(0.0), x),
+        Activation::LeakyRelu { slope } => s.where_negative(x, s.mul_f(x, s.splat_f(slope)), x),
+        Activation::Clip { low, high } => clip(s, x, low, high),
+        Activation::HardSigmoid { slope, offset } => hard_sigmoid(s, x, slope, offset),
+        Activation::HardSwish => s.mul_f(x, hard_sigmoid(s, x, 1.0 / 6.0, 0.5)),
+        Activation::None
+        | Activation::Sigmoid
+        | Activation::Silu
+        | Activation::Gelu
+        | Activation::GeluTanh => x,
     }
 }
 

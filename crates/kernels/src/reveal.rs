@@ -322,9 +322,9 @@ impl Pass for Reveal<'_> {
         let largest = match finish {
             None => sums(v, claim, pair, pair_dots),
             Some(finish) => match *pair {
-                [] => rows::<V, 0, true>(v, claim, [], finish, pair_dots),
-                [a] => rows::<V, 1, true>(v, claim, [a], finish, pair_dots),
-                [a, b, ..] => rows::<V, 2, true>(v, claim, [a, b], finish, pair_dots),
+                [] => finished::<V, 0>(v, claim, [], finish, pair_dots),
+                [a] => finished::<V, 1>(v, claim, [a], finish, pair_dots),
+                [a, b, ..] => finished::<V, 2>(v, claim, [a, b], finish, pair_dots),
             },
         };
         for (pair, dots) in rest.chunks(2).zip(rest_dots.chunks_mut(2)) {
@@ -351,6 +351,23 @@ impl Epilogue<'_> {
     }
 }
 
+/// Sums and output for `N` vectors.
+#[inline(always)]
+fn finished<V: Vector, const N: usize>(
+    v: V,
+    claim: &Claim<'_>,
+    vectors: [&RankOne; N],
+    finish: Finish<'_>,
+    dots: &mut [Fp],
+) -> u32 {
+    let Epilogue { pre, post, .. } = finish.epilogue;
+    if pre.is_transcendental() || post.is_transcendental() {
+        rows::<V, N, APART>(v, claim, vectors, finish, dots)
+    } else {
+        rows::<V, N, FUSED>(v, claim, vectors, finish, dots)
+    }
+}
+
 /// The sums for at most two vectors, and nothing else.
 #[inline(always)]
 fn sums<V: Vector>(v: V, claim: &Claim<'_>, vectors: &[&RankOne], dots: &mut [Fp]) -> u32 {
@@ -361,9 +378,9 @@ fn sums<V: Vector>(v: V, claim: &Claim<'_>, vectors: &[&RankOne], dots: &mut [Fp
         row_max: &mut [],
     };
     match *vectors {
-        [] => rows::<V, 0, false>(v, claim, [], none, dots),
-        [a] => rows::<V, 1, false>(v, claim, [a], none, dots),
-        [a, b, ..] => rows::<V, 2, false>(v, claim, [a, b], none, dots),
+        [] => rows::<V, 0, SUMS>(v, claim, [], none, dots),
+        [a] => rows::<V, 1, SUMS>(v, claim, [a], none, dots),
+        [a, b, ..] => rows::<V, 2, SUMS>(v, claim, [a, b], none, dots),
     }
 }
 
@@ -372,9 +389,17 @@ const PIECE: usize = 1024;
 /// Pieces whose sums are added before a fold.
 const PIECES: usize = 1024;
 
-/// All rows for `N` vectors, with output or without.
+/// Mode of a loop: no output.
+const SUMS: u8 = 0;
+/// Mode of a loop: what follows the affine part is applied on the way.
+const FUSED: u8 = 1;
+/// Mode of a loop: what follows is applied by a loop of its own, which has the registers that transcendental functions
+/// need, to a piece's worth of elements while they are in the first-level cache.
+const APART: u8 = 2;
+
+/// All rows for `N` vectors.
 #[inline(always)]
-fn rows<V: Vector, const N: usize, const OUT: bool>(
+fn rows<V: Vector, const N: usize, const MODE: u8>(
     v: V,
     claim: &Claim<'_>,
     vectors: [&RankOne; N],
@@ -395,6 +420,9 @@ fn rows<V: Vector, const N: usize, const OUT: bool>(
     let column_bias = epilogue.column_bias();
     let mut largest = v.splat(0);
     let mut top = v.splat(0);
+    // Elements to which what follows has been applied, where that is done apart.
+    let mut finished = 0;
+    let by_row = row_max.len() == rows;
     let mut totals = [v.zero_w(); N];
     let mut sums = [v.zero_acc(); N];
     let mut pieces = 0;
@@ -413,15 +441,17 @@ fn rows<V: Vector, const N: usize, const OUT: bool>(
                 bias,
                 factor_col: epilogue.factor_col.map(|factor| &factor[col..end]),
                 bias_col: column_bias.map(|bias| &bias[col..end]),
-                residual: epilogue.residual.map(|residual| &residual[from..to]),
-                pre: epilogue.pre,
-                post: epilogue.post,
-                out: if OUT { &mut out[from..to] } else { &mut [] },
+                out: if MODE != SUMS {
+                    &mut out[from..to]
+                } else {
+                    &mut []
+                },
                 sums: [v.zero_acc(); N],
+                follow: Follow::of(epilogue, from, to),
                 largest,
                 top,
             };
-            piece.run::<OUT>(v);
+            piece.run::<MODE>(v);
             (largest, top) = (piece.largest, piece.top);
             for (j, vector) in vectors.iter().enumerate() {
                 let sum = v.fold(piece.sums[j]);
@@ -436,13 +466,22 @@ fn rows<V: Vector, const N: usize, const OUT: bool>(
                 }
             }
             col = end;
+            if MODE == APART && (by_row || to - finished >= PIECE) {
+                let follow = Follow::of(epilogue, finished, to);
+                top = v.max(top, follow.run(v, &mut out[finished..to]));
+                finished = to;
+            }
         }
-        if OUT && row_max.len() == rows {
+        if MODE != SUMS && by_row {
             row_max[row] = MaxAbs::from_bits(v.largest(top));
             top = v.splat(0);
         }
     }
-    if OUT && row_max.len() != rows {
+    if MODE != SUMS && !by_row {
+        if MODE == APART {
+            let follow = Follow::of(epilogue, finished, words.len());
+            top = v.max(top, follow.run(v, &mut out[finished..]));
+        }
         row_max[0] = MaxAbs::from_bits(v.largest(top));
     }
     for ((dot, total), sum) in dots.iter_mut().zip(totals).zip(sums) {
@@ -460,9 +499,7 @@ struct Piece<'a, V: Vector, const N: usize> {
     bias: V::F,
     factor_col: Option<&'a [f32]>,
     bias_col: Option<&'a [f32]>,
-    residual: Option<&'a [f32]>,
-    pre: Activation,
-    post: Activation,
+    follow: Follow<'a>,
     out: &'a mut [f32],
     sums: [V::Acc; N],
     /// The largest word, lane by lane.
@@ -473,20 +510,20 @@ struct Piece<'a, V: Vector, const N: usize> {
 
 impl<V: Vector, const N: usize> Piece<'_, V, N> {
     #[inline(always)]
-    fn run<const OUT: bool>(&mut self, v: V) {
+    fn run<const MODE: u8>(&mut self, v: V) {
         let len = self.words.len();
         let mut at = 0;
         while at + V::LANES <= len {
-            self.step::<OUT, false>(v, at);
+            self.step::<MODE, false>(v, at);
             at += V::LANES;
         }
         if at < len {
-            self.step::<OUT, true>(v, at);
+            self.step::<MODE, true>(v, at);
         }
     }
 
     #[inline(always)]
-    fn step<const OUT: bool, const PART: bool>(&mut self, v: V, at: usize) {
+    fn step<const MODE: u8, const PART: bool>(&mut self, v: V, at: usize) {
         let mut y = load::<V, PART>(v, self.words, at);
         self.largest = v.max(self.largest, y);
         let p = v.splat(P);
@@ -497,7 +534,7 @@ impl<V: Vector, const N: usize> Piece<'_, V, N> {
         for (sum, inner) in self.sums.iter_mut().zip(self.inner) {
             *sum = v.mul_add(*sum, y, load::<V, PART>(v, inner, at));
         }
-        if !OUT {
+        if MODE == SUMS {
             return;
         }
         let centred = v.sub(y, v.where_greater(y, v.splat(HALF as u32), p));
@@ -507,17 +544,80 @@ impl<V: Vector, const N: usize> Piece<'_, V, N> {
         }
         let bias = self.bias_col.map(|bias| load_f::<V, PART>(v, bias, at));
         x = v.add_f(x, bias.unwrap_or(self.bias));
-        x = activation::lanes(v, self.pre, x);
+        if MODE == FUSED {
+            x = self.follow.algebraic::<V, PART>(v, x, at);
+            let magnitude = magnitude::<V, PART>(v, x, self.words.len() - at);
+            self.top = v.max(self.top, magnitude);
+        }
+        store_f::<V, PART>(v, x, self.out, at);
+    }
+}
+
+/// What follows the affine part, over a run of elements.
+#[derive(Clone, Copy)]
+struct Follow<'a> {
+    pre: Activation,
+    residual: Option<&'a [f32]>,
+    post: Activation,
+}
+
+impl<'a> Follow<'a> {
+    #[inline(always)]
+    fn of(epilogue: &Epilogue<'a>, from: usize, to: usize) -> Self {
+        let residual = epilogue.residual.map(|residual| &residual[from..to]);
+        Follow {
+            pre: epilogue.pre,
+            residual,
+            post: epilogue.post,
+        }
+    }
+
+    #[inline(always)]
+    fn algebraic<V: Vector, const PART: bool>(self, v: V, x: V::F, at: usize) -> V::F {
+        let mut x = activation::algebraic_lanes(v, self.pre, x);
         if let Some(residual) = self.residual {
             x = v.add_f(x, load_f::<V, PART>(v, residual, at));
         }
-        x = activation::lanes(v, self.post, x);
-        store_f::<V, PART>(v, x, self.out, at);
-        let mut magnitude = v.and(v.bits(x), v.splat(MAGNITUDE));
-        if PART {
-            magnitude = v.first_lanes(magnitude, self.words.len() - at);
+        activation::algebraic_lanes(v, self.post, x)
+    }
+
+    #[inline(always)]
+    fn any<V: Vector, const PART: bool>(self, v: V, x: V::F, at: usize) -> V::F {
+        let mut x = activation::lanes(v, self.pre, x);
+        if let Some(residual) = self.residual {
+            x = v.add_f(x, load_f::<V, PART>(v, residual, at));
         }
-        self.top = v.max(self.top, magnitude);
+        activation::lanes(v, self.post, x)
+    }
+
+    /// In place over a run. Returns the largest magnitudes, lane by lane.
+    #[inline(always)]
+    fn run<V: Vector>(self, v: V, out: &mut [f32]) -> V::I {
+        let mut top = v.splat(0);
+        let mut at = 0;
+        while at + V::LANES <= out.len() {
+            let x = self.any::<V, false>(v, v.load_f(out, at), at);
+            v.store_f(x, out, at);
+            top = v.max(top, magnitude::<V, false>(v, x, V::LANES));
+            at += V::LANES;
+        }
+        if at < out.len() {
+            let x = self.any::<V, true>(v, v.load_part_f(out, at), at);
+            v.store_part_f(x, out, at);
+            top = v.max(top, magnitude::<V, true>(v, x, out.len() - at));
+        }
+        top
+    }
+}
+
+/// Magnitudes of floats, of the first `len` if that is a part.
+#[inline(always)]
+fn magnitude<V: Vector, const PART: bool>(v: V, x: V::F, len: usize) -> V::I {
+    let magnitude = v.and(v.bits(x), v.splat(MAGNITUDE));
+    if PART {
+        v.first_lanes(magnitude, len)
+    } else {
+        magnitude
     }
 }
 
