@@ -5,6 +5,12 @@
 //!
 //! Under miri, and on other architectures, only the scalar definitions run.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod vector;
+
 #[cfg(not(target_arch = "x86_64"))]
 use core::convert::Infallible;
 use std::sync::OnceLock;
