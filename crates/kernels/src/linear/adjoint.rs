@@ -1,0 +1,375 @@
+//! The transposed map on a rank-one vector: what the check of a layer multiplies the input with.
+//!
+//! `a = Lᵀ v` for `v = outer ⊗ inner` over the output matrix of [`Shape::output_rows_cols`], so that
+//! ⟨v, L x⟩ = ⟨a, x⟩ in F_p. The output channels are contracted first and the result is spread over the input
+//! pixels once per tap, which costs |w| + taps·|x| instead of a full transposed convolution.
+//!
+//! v and a are secrets of the checking side: neither type prints its contents, intermediate values are erased,
+//! and erasing what is returned is the caller's part.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+use super::shape::{Conv, MatMul, Shape, ShapeError, Valid};
+use super::weights::Weights;
+use crate::field::{Fp, P};
+use crate::isa::Isa;
+
+/// `a = Lᵀ v` over the input matrix of [`Shape::input_rows_cols`]; canonical words.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Adjoint {
+    /// Every element, row by row.
+    Dense(Vec<u32>),
+    /// `a[r, c] = outer[r]·inner[c]`.
+    RankOne {
+        /// One word a row of the input matrix.
+        outer: Vec<u32>,
+        /// One word a column.
+        inner: Vec<u32>,
+    },
+}
+
+impl fmt::Debug for Adjoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dense(_) => "Dense(..)",
+            Self::RankOne { .. } => "RankOne(..)",
+        })
+    }
+}
+
+/// `Lᵀ (outer ⊗ inner)` mod p, on the fastest instruction set.
+///
+/// Shapes: `outer` and `inner` have the rows and columns of [`Shape::output_rows_cols`].
+/// Domain: any words. Exactness: exact in F_p, canonical. A 1×1 convolution of stride 1 without padding or
+/// groups and a product without groups stay rank one; anything else is dense.
+/// Errors: `weights` has another length than `shape`.
+/// Panics: `outer` or `inner` has the wrong length.
+/// Source: Freivalds (1977), with the preprocessing of Slalom (ICLR 2019, §3.2).
+pub fn adjoint(
+    shape: &Shape,
+    weights: &Weights,
+    outer: &[u32],
+    inner: &[u32],
+) -> Result<Adjoint, ShapeError> {
+    adjoint_with(Isa::best(), shape, weights, outer, inner)
+}
+
+/// [`adjoint`] on a given instruction set; the result is the same.
+pub fn adjoint_with(
+    isa: Isa,
+    shape: &Shape,
+    weights: &Weights,
+    outer: &[u32],
+    inner: &[u32],
+) -> Result<Adjoint, ShapeError> {
+    shape.fits(weights)?;
+    assert_eq!(
+        (outer.len(), inner.len()),
+        shape.output_rows_cols(),
+        "v has the output's shape"
+    );
+    let (outer, inner) = (canonical(outer), canonical(inner));
+    Ok(match shape {
+        Shape::Conv(conv) => transpose_conv(isa, conv, shape.taps(), weights, &outer, inner),
+        Shape::MatMul(matmul) => transpose_matmul(isa, matmul, weights, outer, &inner),
+    })
+}
+
+fn transpose_conv(
+    isa: Isa,
+    conv: &Valid<Conv>,
+    taps: usize,
+    weights: &Weights,
+    outer: &[u32],
+    inner: Zeroizing<Vec<u32>>,
+) -> Adjoint {
+    let Conv {
+        groups,
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        pad_begin,
+        pad_end,
+        ..
+    } = **conv;
+    let out_group = out_channels / groups;
+    // z[group][channel in group][tap], which is z[channel][tap].
+    let mut z = Zeroizing::new(vec![0; groups * taps]);
+    for (plane, place) in weights.places() {
+        let per_group = plane
+            .chunks_exact(out_group * taps)
+            .zip(outer.chunks_exact(out_group));
+        for ((plane, outer), z) in per_group.zip(z.chunks_exact_mut(taps)) {
+            contract_columns(isa, plane, outer, place, z);
+        }
+    }
+    let pointwise =
+        kernel == [1, 1] && stride == [1, 1] && pad_begin == [0, 0] && pad_end == [0, 0];
+    if pointwise && groups == 1 {
+        return Adjoint::RankOne {
+            outer: take(z),
+            inner: take(inner),
+        };
+    }
+    let spatial = kernel[0] * kernel[1];
+    let pixels = conv.input[0] * conv.input[1];
+    let spread = Spread::new(conv);
+    let mut dense = vec![0; in_channels * pixels];
+    let mut taps_of = Zeroizing::new(vec![0; spatial * BLOCK.min(pixels)]);
+    for first in (0..pixels).step_by(BLOCK) {
+        let width = BLOCK.min(pixels - first);
+        for (tap, row) in taps_of.chunks_exact_mut(width).take(spatial).enumerate() {
+            spread.fill(tap, first, &inner, row);
+        }
+        let rows = dense.chunks_exact_mut(pixels).zip(z.chunks_exact(spatial));
+        for (row, z) in rows {
+            combine(
+                isa,
+                z,
+                &taps_of[..spatial * width],
+                &mut row[first..first + width],
+            );
+        }
+    }
+    Adjoint::Dense(dense)
+}
+
+fn transpose_matmul(
+    isa: Isa,
+    matmul: &MatMul,
+    weights: &Weights,
+    outer: Zeroizing<Vec<u32>>,
+    inner: &[u32],
+) -> Adjoint {
+    let MatMul {
+        groups,
+        rows,
+        inner: depth,
+        columns,
+    } = *matmul;
+    let mut z = Zeroizing::new(vec![0; groups * depth]);
+    for (plane, place) in weights.places() {
+        contract_rows(isa, plane, columns, inner, place, &mut z);
+    }
+    if groups == 1 {
+        return Adjoint::RankOne {
+            outer: take(outer),
+            inner: take(z),
+        };
+    }
+    let mut dense = vec![0; groups * rows * depth];
+    for (row, (dense, &outer)) in dense.chunks_exact_mut(depth).zip(outer.iter()).enumerate() {
+        combine(isa, &[outer], &z[row / rows * depth..][..depth], dense);
+    }
+    Adjoint::Dense(dense)
+}
+
+/// Where each input coordinate is met, tap by tap.
+struct Spread {
+    /// Width of the input and of the output.
+    widths: [usize; 2],
+    /// Columns of the kernel.
+    columns: usize,
+    /// `[axis][tap][input coordinate]` → output coordinate, or `OUTSIDE`.
+    meets: [Vec<Vec<usize>>; 2],
+}
+
+impl Spread {
+    fn new(conv: &Valid<Conv>) -> Self {
+        let output = conv.output();
+        let meets = [0, 1].map(|axis| {
+            let tap = |k: usize| {
+                let mut meets = vec![OUTSIDE; conv.input[axis]];
+                for o in 0..output[axis] {
+                    if let Some(i) = super::scalar::source(conv, axis, o, k) {
+                        meets[i] = o;
+                    }
+                }
+                meets
+            };
+            (0..conv.kernel[axis]).map(tap).collect()
+        });
+        Self {
+            widths: [conv.input[1], output[1]],
+            columns: conv.kernel[1],
+            meets,
+        }
+    }
+
+    /// `row[i] = inner[output pixel that reads input pixel first + i through tap]`, 0 where none does.
+    fn fill(&self, tap: usize, first: usize, inner: &[u32], row: &mut [u32]) {
+        let [in_width, out_width] = self.widths;
+        let vertical = &self.meets[0][tap / self.columns];
+        let horizontal = &self.meets[1][tap % self.columns];
+        let (mut iy, mut ix) = (first / in_width, first % in_width);
+        let mut rest = row;
+        while !rest.is_empty() {
+            let run = rest.len().min(in_width - ix);
+            let (line, tail) = rest.split_at_mut(run);
+            match vertical[iy] {
+                OUTSIDE => line.fill(0),
+                oy => {
+                    let source = &inner[oy * out_width..][..out_width];
+                    for (place, &ox) in line.iter_mut().zip(&horizontal[ix..]) {
+                        *place = source.get(ox).copied().unwrap_or(0);
+                    }
+                }
+            }
+            (iy, ix, rest) = (iy + 1, 0, tail);
+        }
+    }
+}
+
+/// `z[j] += 2^place · Σ_i s[i]·w[i][j]`.
+fn contract_columns(isa: Isa, w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
+    match isa {
+        Isa::Scalar => contract_columns_body(w, s, place, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => isa.contract_columns(w, s, place, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => isa.contract_columns(w, s, place, z),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::Avx512(_) => contract_columns_body(w, s, place, z),
+    }
+}
+
+/// `z[i] += 2^place · Σ_j w[i][j]·s[j]`, rows of `columns`.
+fn contract_rows(isa: Isa, w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
+    match isa {
+        Isa::Scalar => contract_rows_body(w, columns, s, place, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => isa.contract_rows(w, columns, s, place, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => isa.contract_rows(w, columns, s, place, z),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::Avx512(_) => contract_rows_body(w, columns, s, place, z),
+    }
+}
+
+/// `out[i] = Σ_t z[t]·rows[t][i]`, rows of `out.len()`.
+fn combine(isa: Isa, z: &[u32], rows: &[u32], out: &mut [u32]) {
+    match isa {
+        Isa::Scalar => combine_body(z, rows, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => isa.combine(z, rows, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => isa.combine(z, rows, out),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::Avx512(_) => combine_body(z, rows, out),
+    }
+}
+
+// The bodies are inlined into one function per instruction set, and vectorised there.
+
+#[inline(always)]
+pub(super) fn contract_columns_body(w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
+    let taps = z.len();
+    for (block, z) in z.chunks_mut(BLOCK).enumerate() {
+        let first = block * BLOCK;
+        for (rows, s) in w.chunks(FOLD * taps).zip(s.chunks(FOLD)) {
+            let mut low = [0i32; BLOCK];
+            let mut high = [0i32; BLOCK];
+            for (row, &s) in rows.chunks_exact(taps).zip(s) {
+                let halves = split(s);
+                let row = &row[first..first + z.len()];
+                for ((low, high), &w) in low.iter_mut().zip(&mut high).zip(row) {
+                    *low += halves.0 * i32::from(w);
+                    *high += halves.1 * i32::from(w);
+                }
+            }
+            for ((z, low), high) in z.iter_mut().zip(low).zip(high) {
+                *z = add_halves(*z, low, high, place);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn contract_rows_body(w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
+    let s: Zeroizing<Vec<(i32, i32)>> = Zeroizing::new(s.iter().map(|&s| split(s)).collect());
+    let low: Zeroizing<Vec<i32>> = Zeroizing::new(s.iter().map(|s| s.0).collect());
+    let high: Zeroizing<Vec<i32>> = Zeroizing::new(s.iter().map(|s| s.1).collect());
+    for (row, z) in w.chunks_exact(columns).zip(z) {
+        let blocks = row
+            .chunks(FOLD)
+            .zip(low.chunks(FOLD))
+            .zip(high.chunks(FOLD));
+        for ((row, low), high) in blocks {
+            let (mut sum_low, mut sum_high) = (0, 0);
+            for ((&w, low), high) in row.iter().zip(low).zip(high) {
+                sum_low += low * i32::from(w);
+                sum_high += high * i32::from(w);
+            }
+            *z = add_halves(*z, sum_low, sum_high, place);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn combine_body(z: &[u32], rows: &[u32], out: &mut [u32]) {
+    let width = out.len();
+    let mut sums = [0u64; BLOCK];
+    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+        let sums = &mut sums[..out.len()];
+        sums.fill(0);
+        // Three products below 2⁶² and a sum below 2³⁴ stay below 2⁶⁴.
+        for (z, rows) in z.chunks(3).zip(rows.chunks(3 * width)) {
+            let z = |t| z.get(t).copied().unwrap_or(0);
+            let row = |t: usize| {
+                let row = rows
+                    .get(t * width..(t + 1) * width)
+                    .unwrap_or(&rows[..width]);
+                &row[block * BLOCK..][..sums.len()]
+            };
+            let (z, rows) = ([0, 1, 2].map(z), [0, 1, 2].map(row));
+            for (((sum, &a), &b), &c) in sums.iter_mut().zip(rows[0]).zip(rows[1]).zip(rows[2]) {
+                let [a, b, c] = [a, b, c].map(u64::from);
+                let [p, q, r] = z.map(u64::from);
+                let full = *sum + a * p + b * q + c * r;
+                *sum = (full & u64::from(P)) + (full >> 31);
+            }
+        }
+        for (out, &sum) in out.iter_mut().zip(sums.iter()) {
+            *out = Fp::from_u64(sum).word();
+        }
+    }
+}
+
+/// The 16-bit halves of a word.
+#[inline(always)]
+fn split(word: u32) -> (i32, i32) {
+    ((word & 0xffff) as i32, (word >> 16) as i32)
+}
+
+/// `z + 2^place·(low + 2¹⁶·high)`.
+#[inline(always)]
+fn add_halves(z: u32, low: i32, high: i32, place: u32) -> u32 {
+    let sum = Fp::from_signed(i64::from(low) + (i64::from(high) << 16));
+    let placed = u64::from(sum.word()) << place;
+    Fp::from_u64(u64::from(z) + placed).word()
+}
+
+fn canonical(words: &[u32]) -> Zeroizing<Vec<u32>> {
+    Zeroizing::new(
+        words
+            .iter()
+            .map(|&word| Fp::from_u64(word.into()).word())
+            .collect(),
+    )
+}
+
+fn take(mut words: Zeroizing<Vec<u32>>) -> Vec<u32> {
+    std::mem::take(&mut *words)
+}
+
+/// Input pixels, or taps, worked on at a time.
+const BLOCK: usize = 1024;
+
+/// Products summed before a fold: 255 · 65535 · 128 < 2³¹.
+const FOLD: usize = 255;
+
+/// No output coordinate reads this one.
+const OUTSIDE: usize = usize::MAX;

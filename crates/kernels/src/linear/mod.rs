@@ -1,0 +1,161 @@
+//! Exact linear layers modulo p = 2³¹ − 1: `y = L(x)` for small integer weights and any words x.
+//!
+//! [`Shape`] says what is computed, [`Weights`] with what, [`Linear`] is the two packed for an instruction set.
+//! The map includes its zero padding, so `L(q + r) = L(q) + L(r)` holds at every border. [`adjoint`] gives the
+//! transposed map that a check needs. Every variant equals the definition bit for bit.
+//!
+//! A word is cut into limbs, limb products with eight-bit weights are summed in 32 bits by the machine's own
+//! multiply-accumulate, and one reduction at the end recombines the limbs: 2³¹ ≡ 1 makes that a few rotations.
+//!
+//! Source: limb decomposition as in exact integer GEMM; the field as in Slalom (ICLR 2019, §3), with another p.
+
+mod adjoint;
+#[cfg(target_arch = "x86_64")]
+mod direct;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod isa;
+#[cfg(target_arch = "x86_64")]
+mod jobs;
+#[cfg(target_arch = "x86_64")]
+mod pixels;
+mod scalar;
+mod shape;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod window;
+#[cfg(target_arch = "x86_64")]
+mod words;
+
+use std::fmt;
+
+pub use adjoint::{Adjoint, adjoint, adjoint_with};
+pub use shape::{Conv, MAX_ELEMENTS, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid};
+pub use weights::Weights;
+
+use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use direct::Direct;
+#[cfg(target_arch = "x86_64")]
+use pixels::Pixels;
+#[cfg(target_arch = "x86_64")]
+use words::Words;
+
+/// A linear layer, prepared: weights packed for one instruction set.
+///
+/// Made once per model by [`Linear::new`], then [`Linear::apply`] per image, from any thread. Buffers belong to
+/// the calling threads, which keep them; they hold limbs of x.
+pub struct Linear {
+    shape: Shape,
+    isa: Isa,
+    kernel: Kernel,
+}
+
+enum Kernel {
+    Scalar(Weights),
+    #[cfg(target_arch = "x86_64")]
+    Packed(Box<dyn Packed>),
+}
+
+/// Packed weights of one layer.
+#[cfg(target_arch = "x86_64")]
+trait Packed: Send + Sync {
+    /// `y = L(x)`, in at least `wanted` jobs where the layer can be cut so far.
+    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]);
+
+    /// Memory of the weights.
+    fn bytes(&self) -> usize;
+}
+
+impl Linear {
+    /// Packs `weights` for the fastest instruction set of this CPU.
+    ///
+    /// Errors: `weights` has another length than `shape`.
+    pub fn new(shape: Shape, weights: &Weights) -> Result<Self, ShapeError> {
+        Self::with_isa(Isa::best(), shape, weights)
+    }
+
+    /// Packs `weights` for `isa`; [`Isa::Scalar`] is the definition.
+    ///
+    /// Errors: `weights` has another length than `shape`.
+    pub fn with_isa(isa: Isa, shape: Shape, weights: &Weights) -> Result<Self, ShapeError> {
+        shape.fits(weights)?;
+        let kernel = match isa {
+            Isa::Scalar => Kernel::Scalar(weights.clone()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(token) => Kernel::Packed(pack(isa, token, &shape, weights)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(token) => Kernel::Packed(pack(isa, token, &shape, weights)),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2(_) | Isa::Avx512(_) => Kernel::Scalar(weights.clone()),
+        };
+        Ok(Self { shape, isa, kernel })
+    }
+
+    /// `y = L(x) mod p`.
+    ///
+    /// Shapes: `x` and `y` have [`Shape::inputs`] and [`Shape::outputs`] words, laid out as the shape says.
+    /// Domain: any words x, canonical or not; y is canonical.
+    /// Exactness: exact, for every weight in [−128, 127] and any number of terms. With the feature `parallel`,
+    /// the current rayon pool shares the work and the result is the same.
+    /// Panics: `x` or `y` has another length; check what a peer sends before.
+    pub fn apply(&self, x: &[u32], y: &mut [u32]) {
+        let lengths = (self.shape.inputs(), self.shape.outputs());
+        assert_eq!(
+            (x.len(), y.len()),
+            lengths,
+            "x and y have the shape's lengths"
+        );
+        match &self.kernel {
+            Kernel::Scalar(weights) => scalar::apply(&self.shape, weights, x, y),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Packed(packed) => packed.apply(jobs::wanted(self.shape.macs()), x, y),
+        }
+    }
+
+    /// What this layer computes.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The instruction set that the weights are packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Memory that the weights take, packed.
+    pub fn bytes(&self) -> usize {
+        match &self.kernel {
+            Kernel::Scalar(weights) => weights.planes().iter().map(Vec::len).sum(),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Packed(packed) => packed.bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Linear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Linear({:?}, {})", self.shape, self.isa.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn pack<V: vectors::Vectors>(
+    isa: Isa,
+    token: V,
+    shape: &Shape,
+    weights: &Weights,
+) -> Box<dyn Packed> {
+    match shape {
+        Shape::Conv(conv) if Direct::suits(conv, shape.taps()) => {
+            Box::new(Direct::new(isa, conv, weights))
+        }
+        Shape::Conv(conv) => Box::new(Pixels::new(token, conv, weights)),
+        Shape::MatMul(matmul) => Box::new(Words::new(token, matmul, weights)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
