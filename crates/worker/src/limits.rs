@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larvatus_kernels::linear::Shape;
 use larvatus_proto::program::{LayerSpec, Program, Round};
 
 /// Limits of a worker. Each default is what the common models need with room to spare; a worker
@@ -47,10 +48,33 @@ impl Default for Limits {
     }
 }
 
+/// Most groups of a layer. Each takes the engine some memory of its own, however small its
+/// matrix; real layers have at most a few thousand.
+pub const MAX_GROUPS: usize = 1 << 16;
+
+/// Engines pack the matrix of each group in blocks of at most this many rows and columns.
+const BLOCK: usize = 64;
+
 /// A program that asks for more than the limits allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TooMuch {
+    /// A layer has too many groups.
+    #[error("layer {layer}: {got} groups, the limit is {MAX_GROUPS}")]
+    Groups {
+        /// Index in the program.
+        layer: usize,
+        /// Its groups.
+        got: usize,
+    },
+    /// The layers would take too much memory: many small matrices take more than their bytes.
+    #[error("weights may take {got} bytes when packed, the limit is {limit}")]
+    Packed {
+        /// The worker's limit for all models.
+        limit: u64,
+        /// Bytes that all layers may take.
+        got: u64,
+    },
     /// A round carries too many words in one direction.
     #[error("round {round}: {got} words in one direction, the limit is {limit}")]
     Words {
@@ -74,11 +98,25 @@ pub enum TooMuch {
 }
 
 impl Limits {
-    /// Holds every round of a program against the limits.
+    /// Holds every layer and every round of a program against the limits.
     ///
     /// # Errors
-    /// [`TooMuch`] names the first round that exceeds one.
+    /// [`TooMuch`] names the first layer or round that exceeds one.
     pub fn admit(&self, program: &Program) -> Result<(), TooMuch> {
+        let mut packed = 0_u64;
+        for (layer, spec) in program.layers().iter().enumerate() {
+            let (got, bytes) = layer_packed(spec);
+            if got > MAX_GROUPS {
+                return Err(TooMuch::Groups { layer, got });
+            }
+            packed = packed.saturating_add(bytes);
+        }
+        if packed > self.store_bytes {
+            return Err(TooMuch::Packed {
+                limit: self.store_bytes,
+                got: packed,
+            });
+        }
         for (round, calls) in program.rounds().iter().enumerate() {
             let got = program
                 .request_words(calls)
@@ -114,4 +152,111 @@ fn macs(program: &Program, round: &Round) -> u64 {
 fn layer_macs(layer: &LayerSpec) -> u64 {
     let images = layer.images as u64 * u64::from(layer.planes);
     layer.shape.macs().saturating_mul(images)
+}
+
+/// Groups of a layer, and the most bytes that its weights take when packed.
+fn layer_packed(layer: &LayerSpec) -> (usize, u64) {
+    let (groups, rows) = match &layer.shape {
+        Shape::Conv(conv) => (conv.groups, conv.out_channels / conv.groups),
+        Shape::MatMul(matmul) => (matmul.groups, matmul.columns),
+    };
+    let blocks = |extent: usize| extent.next_multiple_of(BLOCK) as u64;
+    let matrix = blocks(rows).saturating_mul(blocks(layer.shape.taps()));
+    let planes = groups as u64 * u64::from(layer.planes);
+    (groups, matrix.saturating_mul(planes))
+}
+
+#[cfg(test)]
+mod tests {
+    use larvatus_kernels::isa::Isa;
+    use larvatus_kernels::linear::{Conv, Linear, MatMul, Weights};
+
+    use super::*;
+
+    /// Groups, rows of one group's matrix and taps, as both kinds of layer.
+    fn shapes(groups: usize, rows: usize, taps: usize) -> [Shape; 2] {
+        let conv = Conv {
+            groups,
+            in_channels: groups * taps,
+            out_channels: groups * rows,
+            input: [1, 20],
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pad_begin: [0, 0],
+            pad_end: [0, 0],
+        };
+        let matmul = MatMul {
+            groups,
+            rows: 2,
+            inner: taps,
+            columns: rows,
+        };
+        [Shape::conv(conv).unwrap(), Shape::matmul(matmul).unwrap()]
+    }
+
+    #[test]
+    fn packed_layers_take_no_more_than_is_counted() {
+        for isa in Isa::available() {
+            for (groups, rows, taps) in [
+                (1, 1, 1),
+                (99, 1, 1),
+                (7, 17, 9),
+                (3, 65, 130),
+                (2, 6, 4097),
+                (5, 3, 31),
+            ] {
+                for shape in shapes(groups, rows, taps) {
+                    let weights = Weights::new(vec![vec![1; shape.weights()]; 2], 4).unwrap();
+                    let spec = LayerSpec {
+                        shape: shape.clone(),
+                        images: 1,
+                        planes: 2,
+                        shift: 4,
+                    };
+                    let held = Linear::with_isa(isa, shape, &weights).unwrap().bytes() as u64;
+                    let (counted_groups, counted) = layer_packed(&spec);
+                    assert_eq!(counted_groups, groups);
+                    let name = isa.name();
+                    assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_small_matrices_are_refused() {
+        let limits = Limits {
+            store_bytes: 1 << 20,
+            ..Limits::default()
+        };
+        for shape in shapes(MAX_GROUPS + 1, 1, 1) {
+            let layers = vec![LayerSpec {
+                shape,
+                images: 1,
+                planes: 1,
+                shift: 0,
+            }];
+            let program = Program::new(layers, vec![]).unwrap();
+            let groups = TooMuch::Groups {
+                layer: 0,
+                got: MAX_GROUPS + 1,
+            };
+            assert_eq!(limits.admit(&program), Err(groups));
+        }
+        for shape in shapes(257, 1, 1) {
+            let layers = vec![LayerSpec {
+                shape,
+                images: 1,
+                planes: 1,
+                shift: 0,
+            }];
+            let program = Program::new(layers, vec![]).unwrap();
+            let packed = TooMuch::Packed {
+                limit: 1 << 20,
+                got: 257 << 12,
+            };
+            assert_eq!(limits.admit(&program), Err(packed));
+        }
+    }
 }
