@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_says_why() {
-        let cases: [(&str, fn(String) -> AddressError); 13] = [
+        type Why = fn(String) -> AddressError;
+        let cases: [(&str, Why); 13] = [
             ("", |text| AddressError::Scheme { text }),
             ("/run/x", |text| AddressError::Scheme { text }),
             ("http://h:1", |text| AddressError::Scheme { text }),

@@ -150,7 +150,10 @@ impl Link {
     pub fn from_unix(stream: UnixStream) -> Self {
         let named = stream.peer_addr().ok();
         let path = named.as_ref().and_then(|peer| peer.as_pathname());
-        let peer = path.map_or("unix".to_owned(), |path| format!("unix:{}", path.display()));
+        let peer = path.map_or_else(
+            || "unix".to_owned(),
+            |path| format!("unix:{}", path.display()),
+        );
         Self {
             socket: Socket::Unix(stream),
             peer,
@@ -385,7 +388,7 @@ fn lock_directory(path: &Path) -> Option<fs::File> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = fs::File::open(parent.unwrap_or(Path::new("."))).ok()?;
+    let directory = fs::File::open(parent.map_or(".".as_ref(), Path::as_os_str)).ok()?;
     flock(&directory, FlockOperation::LockExclusive).ok()?;
     Some(directory)
 }

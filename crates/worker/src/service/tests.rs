@@ -685,3 +685,55 @@ fn room_is_counted_in_bytes_and_given_back() {
     assert_eq!(store.held().reserved, 0);
     assert_eq!(ask(&mut b, offer(&two)), want(&two, 0));
 }
+
+#[test]
+fn whatever_frames_come_every_reply_is_one() {
+    let model = model();
+    let limits = Limits {
+        model_bytes: 1 << 16,
+        ..Limits::default()
+    };
+    let store = store(limits);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 32).unwrap() % below
+    };
+    let (mut replied, mut ended) = (0, 0);
+    for _ in 0..2_000 {
+        let mut service = Service::new(Arc::clone(&store), NOW);
+        for _ in 0..20 {
+            let end = random(model.blob().len() + 1);
+            let start = random(end + 1);
+            let mut frame = match random(8) {
+                0 | 1 => HELLO,
+                2 | 3 => offer(&model),
+                4 => chunk(&model, start, end),
+                5 => whole(&model),
+                _ => call(7, &[1, 2, 3][..random(4)]),
+            }
+            .into_frame();
+            // Half of the frames are as they should be, half have a byte or a word changed.
+            let (byte, word) = (
+                random(2 * frame.head.len() + 1),
+                random(2 * frame.words.len() + 1),
+            );
+            if let Some(byte) = frame.head.get_mut(byte) {
+                *byte ^= 1 << random(8);
+            }
+            if let Some(word) = frame.words.get_mut(word) {
+                *word ^= 1 << random(32);
+            }
+            service.receive(frame, NOW);
+            replied += replies(&mut service).len();
+        }
+        ended += usize::from(service.finished());
+    }
+    assert!(
+        replied > 10_000 && ended > 0 && ended < 2_000,
+        "{replied} {ended}"
+    );
+    assert_eq!((store.held().uploads, store.held().reserved), (0, 0));
+}
