@@ -1,1 +1,31 @@
-//! Stub.
+//! Effects: links, pumps, clock and entropy. Everything else in Larvatus is computation.
+//!
+//! * [`address`] and [`link`]: where a peer listens, and a connected stream to it,
+//! * [`framing`]: frames on a stream, limited before anything is allocated,
+//! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
+//! * [`inprocess`]: drives two machines against each other without a link,
+//! * [`serve`]: a thread and a machine for each connection of a listener,
+//! * [`clock`]: time, CPU time and entropy.
+//!
+//! This crate does not know which side of the protocol it carries: both use the same code. A
+//! link is neither encrypted nor authenticated; what crosses it is masked and checked by others.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
+pub mod address;
+pub mod clock;
+pub mod framing;
+mod inbox;
+pub mod inprocess;
+pub mod link;
+pub mod pump;
+pub mod serve;
+
+pub use address::Address;
+pub use clock::{Clock, entropy, process_cpu, thread_cpu};
+pub use framing::LinkError;
+pub use inprocess::Pair;
+pub use link::{Link, Listener, OpenError};
+pub use pump::{Options, Progress, Pump, Traffic};
+pub use serve::serve;

@@ -1,6 +1,6 @@
 //! Exact layers against a float product of the same size, one thread, same run.
 //!
-//! `cargo bench -p larvatus-kernels --bench linear [-- FILTER]` prints, for each layer, 2·multiplications per
+//! `cargo bench -p larvatus-kernels --bench linear [-- [--isa=NAME] FILTER..]` prints, for each layer, 2·multiplications per
 //! nanosecond of the exact path (words in, canonical words out, packing of x and reduction included), the same
 //! for the crate `gemm` in f32 (which for a convolution gets its im2col matrix for free), and their ratio.
 //! Each figure is the best of several repetitions, the two alternating.
@@ -9,24 +9,48 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use larvatus_kernels::isa::Isa;
-use larvatus_kernels::linear::{Conv, Linear, MatMul, Shape, Weights, adjoint};
+use larvatus_kernels::linear::{Conv, Linear, MatMul, Shape, Weights, adjoint_with};
 
 fn main() {
-    let filter: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    println!("exact {}, float gemm 0.19 f32 with x86-v4, one thread", Isa::best().name());
-    println!("{:<34}{:>9}{:>12}{:>12}{:>8}", "layer", "ms", "exact GOP/s", "float GOP/s", "ratio");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let filter: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let named = args.iter().find_map(|arg| arg.strip_prefix("--isa="));
+    let available = Isa::available();
+    let isa = match named {
+        Some(name) => available
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .expect("this CPU has it"),
+        None => Isa::best(),
+    };
+    println!(
+        "exact {}, float gemm 0.19 f32 with x86-v4, one thread",
+        isa.name()
+    );
+    println!(
+        "{:<34}{:>9}{:>12}{:>12}{:>8}",
+        "layer", "ms", "exact GOP/s", "float GOP/s", "ratio"
+    );
     for (name, shape) in layers() {
         if filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str())) {
-            row(name, &shape);
+            row(isa, name, &shape);
         }
     }
-    if filter.is_empty() || filter.iter().any(|part| part == "adjoint") {
-        adjoints();
+    if filter.is_empty() || filter.iter().any(|part| part.as_str() == "adjoint") {
+        adjoints(isa);
     }
 }
 
 fn layers() -> Vec<(&'static str, Shape)> {
-    let matmul = |rows, inner, columns| Shape::matmul(MatMul { groups: 1, rows, inner, columns }).expect("valid");
+    let matmul = |rows, inner, columns| {
+        Shape::matmul(MatMul {
+            groups: 1,
+            rows,
+            inner,
+            columns,
+        })
+        .expect("valid")
+    };
     vec![
         ("matmul 512x512x512", matmul(512, 512, 512)),
         ("matmul 197x768x3072", matmul(197, 768, 3072)),
@@ -59,8 +83,17 @@ fn conv(groups: usize, channels: [usize; 2], side: usize, kernel: usize, stride:
     let [in_channels, out_channels] = channels;
     let (kernel, pad) = ([kernel; 2], [kernel / 2; 2]);
     let (input, stride, dilation, pad_begin, pad_end) = ([side; 2], [stride; 2], [1; 2], pad, pad);
-    let conv =
-        Conv { groups, in_channels, out_channels, input, kernel, stride, dilation, pad_begin, pad_end };
+    let conv = Conv {
+        groups,
+        in_channels,
+        out_channels,
+        input,
+        kernel,
+        stride,
+        dilation,
+        pad_begin,
+        pad_end,
+    };
     Shape::conv(conv).expect("valid")
 }
 
@@ -68,14 +101,23 @@ fn patches() -> Shape {
     let (input, kernel, none) = ([224; 2], [16; 2], [0; 2]);
     let (groups, in_channels, out_channels) = (1, 3, 768);
     let (stride, dilation, pad_begin, pad_end) = ([16; 2], [1; 2], none, none);
-    let conv =
-        Conv { groups, in_channels, out_channels, input, kernel, stride, dilation, pad_begin, pad_end };
+    let conv = Conv {
+        groups,
+        in_channels,
+        out_channels,
+        input,
+        kernel,
+        stride,
+        dilation,
+        pad_begin,
+        pad_end,
+    };
     Shape::conv(conv).expect("valid")
 }
 
-fn row(name: &str, shape: &Shape) {
+fn row(isa: Isa, name: &str, shape: &Shape) {
     let weights = weights(shape);
-    let linear = Linear::new(shape.clone(), &weights).expect("weights fit");
+    let linear = Linear::with_isa(isa, shape.clone(), &weights).expect("weights fit");
     let x = words(shape.inputs());
     let mut y = vec![0; shape.outputs()];
     let depthwise = matches!(shape, Shape::Conv(conv) if conv.groups > 1);
@@ -94,10 +136,19 @@ fn row(name: &str, shape: &Shape) {
     let rate = |time: Duration| 2.0 * shape.macs() as f64 / time.as_nanos() as f64;
     let ms = exact.as_secs_f64() * 1e3;
     if depthwise {
-        println!("{name:<34}{ms:>9.3}{:>12.1}{:>12}{:>8}", rate(exact), "-", "-");
+        println!(
+            "{name:<34}{ms:>9.3}{:>12.1}{:>12}{:>8}",
+            rate(exact),
+            "-",
+            "-"
+        );
     } else {
         let ratio = rate(exact) / rate(baseline);
-        println!("{name:<34}{ms:>9.3}{:>12.1}{:>12.1}{ratio:>8.2}", rate(exact), rate(baseline));
+        println!(
+            "{name:<34}{ms:>9.3}{:>12.1}{:>12.1}{ratio:>8.2}",
+            rate(exact),
+            rate(baseline)
+        );
     }
     black_box(&y);
 }
@@ -115,8 +166,17 @@ impl Float {
         let (rows, columns) = shape.output_rows_cols();
         let inner = shape.taps();
         let fill = |len| (0..len).map(|i| (i % 251) as f32).collect();
-        let (left, right, product) = (fill(rows * inner), fill(inner * columns), fill(rows * columns));
-        Self { sizes: [rows, inner, columns], left, right, product }
+        let (left, right, product) = (
+            fill(rows * inner),
+            fill(inner * columns),
+            fill(rows * columns),
+        );
+        Self {
+            sizes: [rows, inner, columns],
+            left,
+            right,
+            product,
+        }
     }
 
     fn multiply(&mut self) {
@@ -150,7 +210,7 @@ impl Float {
 }
 
 /// The transposed vectors of whole networks, one repetition.
-fn adjoints() {
+fn adjoints(isa: Isa) {
     let vgg = [
         ([3, 64], 224),
         ([64, 64], 224),
@@ -166,19 +226,36 @@ fn adjoints() {
         ([512, 512], 14),
         ([512, 512], 14),
     ];
-    let mut shapes: Vec<Shape> = vgg.map(|(channels, side)| conv(1, channels, side, 3, 1)).into();
+    let mut shapes: Vec<Shape> = vgg
+        .map(|(channels, side)| conv(1, channels, side, 3, 1))
+        .into();
     for (inner, columns) in [(25_088, 4096), (4096, 4096), (4096, 1000)] {
-        shapes.push(Shape::matmul(MatMul { groups: 1, rows: 1, inner, columns }).expect("valid"));
+        shapes.push(
+            Shape::matmul(MatMul {
+                groups: 1,
+                rows: 1,
+                inner,
+                columns,
+            })
+            .expect("valid"),
+        );
     }
     let mut total = Duration::ZERO;
     for shape in &shapes {
         let weights = weights(shape);
         let (rows, cols) = shape.output_rows_cols();
         let (outer, inner) = (words(rows), words(cols));
-        let run = || black_box(adjoint(shape, &weights, &outer, &inner).expect("weights fit"));
-        total += (0..3).map(|_| time(|| drop(run()))).min().unwrap_or_default();
+        let run =
+            || black_box(adjoint_with(isa, shape, &weights, &outer, &inner).expect("weights fit"));
+        total += (0..3)
+            .map(|_| time(|| drop(run())))
+            .min()
+            .unwrap_or_default();
     }
-    println!("adjoint of VGG16, one repetition: {:.1} ms", total.as_secs_f64() * 1e3);
+    println!(
+        "adjoint of VGG16, one repetition: {:.1} ms",
+        total.as_secs_f64() * 1e3
+    );
 }
 
 fn time(work: impl FnOnce()) -> Duration {
@@ -188,10 +265,14 @@ fn time(work: impl FnOnce()) -> Duration {
 }
 
 fn words(count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| i.wrapping_mul(0x9e37_79b9) >> 1).collect()
+    (0..count as u32)
+        .map(|i| i.wrapping_mul(0x9e37_79b9) >> 1)
+        .collect()
 }
 
 fn weights(shape: &Shape) -> Weights {
-    let plane = (0..shape.weights()).map(|i| (i * 37 % 255) as u8 as i8).collect();
+    let plane = (0..shape.weights())
+        .map(|i| (i * 37 % 255) as u8 as i8)
+        .collect();
     Weights::new(vec![plane], 0).expect("one plane")
 }

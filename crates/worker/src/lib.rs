@@ -1,1 +1,25 @@
-//! Stub.
+//! The untrusted engine: holds models by their digest and computes the rounds that it is asked for.
+//!
+//! * [`backend`]: what an engine must do; [`cpu`] is the one for processors,
+//! * [`limits`]: what a peer may make a worker hold or compute,
+//! * [`store`]: the models, shared by all connections,
+//! * [`service`]: one connection, a state machine without sockets or clocks.
+//!
+//! Nobody trusts what this crate computes: the other side checks every answer. What it promises
+//! is to its own host: a peer, whatever it sends, makes it neither panic nor hold more than
+//! [`Limits`] allow. It never links the trusted side.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::indexing_slicing))]
+
+pub mod backend;
+pub mod cpu;
+pub mod limits;
+pub mod service;
+pub mod store;
+
+pub use backend::{Backend, BackendError, Loaded};
+pub use cpu::Cpu;
+pub use limits::Limits;
+pub use service::Service;
+pub use store::Store;

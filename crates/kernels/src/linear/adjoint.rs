@@ -65,7 +65,11 @@ pub fn adjoint_with(
     inner: &[u32],
 ) -> Result<Adjoint, ShapeError> {
     shape.fits(weights)?;
-    assert_eq!((outer.len(), inner.len()), shape.output_rows_cols(), "v has the output's shape");
+    assert_eq!(
+        (outer.len(), inner.len()),
+        shape.output_rows_cols(),
+        "v has the output's shape"
+    );
     let (outer, inner) = (canonical(outer), canonical(inner));
     Ok(match shape {
         Shape::Conv(conv) => transpose_conv(isa, conv, shape.taps(), weights, &outer, inner),
@@ -81,19 +85,34 @@ fn transpose_conv(
     outer: &[u32],
     inner: Zeroizing<Vec<u32>>,
 ) -> Adjoint {
-    let Conv { groups, in_channels, out_channels, kernel, stride, pad_begin, pad_end, .. } = **conv;
+    let Conv {
+        groups,
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        pad_begin,
+        pad_end,
+        ..
+    } = **conv;
     let out_group = out_channels / groups;
     // z[group][channel in group][tap], which is z[channel][tap].
     let mut z = Zeroizing::new(vec![0; groups * taps]);
     for (plane, place) in weights.places() {
-        let per_group = plane.chunks_exact(out_group * taps).zip(outer.chunks_exact(out_group));
+        let per_group = plane
+            .chunks_exact(out_group * taps)
+            .zip(outer.chunks_exact(out_group));
         for ((plane, outer), z) in per_group.zip(z.chunks_exact_mut(taps)) {
             contract_columns(isa, plane, outer, place, z);
         }
     }
-    let pointwise = kernel == [1, 1] && stride == [1, 1] && pad_begin == [0, 0] && pad_end == [0, 0];
+    let pointwise =
+        kernel == [1, 1] && stride == [1, 1] && pad_begin == [0, 0] && pad_end == [0, 0];
     if pointwise && groups == 1 {
-        return Adjoint::RankOne { outer: take(z), inner: take(inner) };
+        return Adjoint::RankOne {
+            outer: take(z),
+            inner: take(inner),
+        };
     }
     let spatial = kernel[0] * kernel[1];
     let pixels = conv.input[0] * conv.input[1];
@@ -107,7 +126,12 @@ fn transpose_conv(
         }
         let rows = dense.chunks_exact_mut(pixels).zip(z.chunks_exact(spatial));
         for (row, z) in rows {
-            combine(isa, z, &taps_of[..spatial * width], &mut row[first..first + width]);
+            combine(
+                isa,
+                z,
+                &taps_of[..spatial * width],
+                &mut row[first..first + width],
+            );
         }
     }
     Adjoint::Dense(dense)
@@ -120,13 +144,21 @@ fn transpose_matmul(
     outer: Zeroizing<Vec<u32>>,
     inner: &[u32],
 ) -> Adjoint {
-    let MatMul { groups, rows, inner: depth, columns } = *matmul;
+    let MatMul {
+        groups,
+        rows,
+        inner: depth,
+        columns,
+    } = *matmul;
     let mut z = Zeroizing::new(vec![0; groups * depth]);
     for (plane, place) in weights.places() {
         contract_rows(isa, plane, columns, inner, place, &mut z);
     }
     if groups == 1 {
-        return Adjoint::RankOne { outer: take(outer), inner: take(z) };
+        return Adjoint::RankOne {
+            outer: take(outer),
+            inner: take(z),
+        };
     }
     let mut dense = vec![0; groups * rows * depth];
     for (row, (dense, &outer)) in dense.chunks_exact_mut(depth).zip(outer.iter()).enumerate() {
@@ -160,7 +192,11 @@ impl Spread {
             };
             (0..conv.kernel[axis]).map(tap).collect()
         });
-        Self { widths: [conv.input[1], output[1]], columns: conv.kernel[1], meets }
+        Self {
+            widths: [conv.input[1], output[1]],
+            columns: conv.kernel[1],
+            meets,
+        }
     }
 
     /// `row[i] = inner[output pixel that reads input pixel first + i through tap]`, 0 where none does.
@@ -257,7 +293,10 @@ pub(super) fn contract_rows_body(w: &[i8], columns: usize, s: &[u32], place: u32
     let low: Zeroizing<Vec<i32>> = Zeroizing::new(s.iter().map(|s| s.0).collect());
     let high: Zeroizing<Vec<i32>> = Zeroizing::new(s.iter().map(|s| s.1).collect());
     for (row, z) in w.chunks_exact(columns).zip(z) {
-        let blocks = row.chunks(FOLD).zip(low.chunks(FOLD)).zip(high.chunks(FOLD));
+        let blocks = row
+            .chunks(FOLD)
+            .zip(low.chunks(FOLD))
+            .zip(high.chunks(FOLD));
         for ((row, low), high) in blocks {
             let (mut sum_low, mut sum_high) = (0, 0);
             for ((&w, low), high) in row.iter().zip(low).zip(high) {
@@ -280,7 +319,9 @@ pub(super) fn combine_body(z: &[u32], rows: &[u32], out: &mut [u32]) {
         for (z, rows) in z.chunks(3).zip(rows.chunks(3 * width)) {
             let z = |t| z.get(t).copied().unwrap_or(0);
             let row = |t: usize| {
-                let row = rows.get(t * width..(t + 1) * width).unwrap_or(&rows[..width]);
+                let row = rows
+                    .get(t * width..(t + 1) * width)
+                    .unwrap_or(&rows[..width]);
                 &row[block * BLOCK..][..sums.len()]
             };
             let (z, rows) = ([0, 1, 2].map(z), [0, 1, 2].map(row));
@@ -312,7 +353,12 @@ fn add_halves(z: u32, low: i32, high: i32, place: u32) -> u32 {
 }
 
 fn canonical(words: &[u32]) -> Zeroizing<Vec<u32>> {
-    Zeroizing::new(words.iter().map(|&word| Fp::from_u64(word.into()).word()).collect())
+    Zeroizing::new(
+        words
+            .iter()
+            .map(|&word| Fp::from_u64(word.into()).word())
+            .collect(),
+    )
 }
 
 fn take(mut words: Zeroizing<Vec<u32>>) -> Vec<u32> {

@@ -21,10 +21,37 @@ pub(super) struct Direct {
     isa: Isa,
     pub(super) window: Window,
     pub(super) in_group: usize,
-    out_group: usize,
-    out_channels: usize,
-    /// Each plane: `[out channel][channel][tap]` as (w in the low half, w in the high half), its binary places.
-    pub(super) planes: Vec<(Vec<[i32; 2]>, u32)>,
+    /// First word that each output channel reads.
+    first_words: Vec<usize>,
+    pub(super) planes: Vec<Plane>,
+}
+
+/// One plane of weights.
+pub(super) struct Plane {
+    /// `[out channel][channel][tap]` as (w in the low half, w in the high half).
+    weights: Vec<[i32; 2]>,
+    /// 2¹⁵·Σw of each output channel: what is missing if every half of x is taken 2¹⁵ too small.
+    moved: Vec<i32>,
+    /// Binary places.
+    pub(super) place: u32,
+}
+
+impl Plane {
+    fn new(plane: &[i8], terms: usize, place: u32) -> Self {
+        let halves = |&w: &i8| [i32::from(w) & 0xffff, i32::from(w) << 16];
+        let sum = |row: &[i8]| row.iter().map(|&w| i32::from(w)).sum::<i32>() << 15;
+        Self {
+            weights: plane.iter().map(halves).collect(),
+            moved: plane.chunks_exact(terms).map(sum).collect(),
+            place,
+        }
+    }
+
+    /// The `terms` weights of an output channel, and their part of `moved`.
+    #[inline(always)]
+    pub(super) fn weights(&self, out: usize, terms: usize) -> (&[[i32; 2]], i32) {
+        (&self.weights[out * terms..][..terms], self.moved[out])
+    }
 }
 
 impl Direct {
@@ -34,23 +61,27 @@ impl Direct {
     }
 
     pub(super) fn new(isa: Isa, conv: &Valid<Conv>, weights: &Weights) -> Self {
-        let halves = |&w: &i8| [i32::from(w) & 0xffff, i32::from(w) << 16];
-        let planes = weights.places();
+        let (window, in_group) = (Window::new(conv), conv.in_channels / conv.groups);
+        let terms = in_group * window.taps();
+        let out_group = conv.out_channels / conv.groups;
+        let first_word = |out| out / out_group * in_group * window.plane();
+        let first_words = (0..conv.out_channels).map(first_word).collect();
         Self {
             isa,
-            window: Window::new(conv),
-            in_group: conv.in_channels / conv.groups,
-            out_group: conv.out_channels / conv.groups,
-            out_channels: conv.out_channels,
-            planes: planes.map(|(plane, place)| (plane.iter().map(halves).collect(), place)).collect(),
+            window,
+            in_group,
+            first_words,
+            planes: weights
+                .places()
+                .map(|(plane, place)| Plane::new(plane, terms, place))
+                .collect(),
         }
     }
 
     /// The planes of x that output channel `out` reads.
     #[inline(always)]
     pub(super) fn inputs<'x>(&self, x: &'x [u32], out: usize) -> &'x [u32] {
-        let length = self.in_group * self.window.plane();
-        &x[out / self.out_group * length..][..length]
+        &x[self.first_words[out]..][..self.in_group * self.window.plane()]
     }
 
     /// Terms of one output.
@@ -62,17 +93,19 @@ impl Direct {
     /// Output channels from `first` on, row by row, for the compiler to vectorise.
     #[inline(always)]
     pub(super) fn work(&self, x: &[u32], first: usize, y: &mut [u32]) {
-        let Self { window, in_group, .. } = self;
+        let Self {
+            window, in_group, ..
+        } = self;
         let width = window.output[1];
         let (mut low, mut high) = (vec![0; width], vec![0; width]);
         for (index, row) in y.chunks_exact_mut(width).enumerate() {
             let (out, oy) = (first + index / window.output[0], index % window.output[0]);
             let x = self.inputs(x, out);
             row.fill(0);
-            for (plane, place) in &self.planes {
+            for plane in &self.planes {
                 low.fill(0);
                 high.fill(0);
-                let weights = &plane[out * self.terms()..][..self.terms()];
+                let (weights, _) = plane.weights(out, self.terms());
                 for (channel, x) in x.chunks_exact(window.plane()).take(*in_group).enumerate() {
                     let taps = &weights[channel * window.taps()..][..window.taps()];
                     for (tap, w) in taps.iter().enumerate() {
@@ -80,7 +113,7 @@ impl Direct {
                     }
                 }
                 for ((word, &low), &high) in row.iter_mut().zip(&low).zip(&high) {
-                    *word = place_halves(*word, low, high, *place);
+                    *word = place_halves(*word, low, high, plane.place);
                 }
             }
         }
@@ -93,35 +126,48 @@ impl Direct {
         let [height, width] = self.window.input;
         let [down, right] = self.window.shifts(tap).map(i64::from);
         let iy = (oy * self.window.stride[0]) as i64 + down;
-        let Some(iy) = usize::try_from(iy).ok().filter(|&iy| iy < height) else { return };
+        let Some(iy) = usize::try_from(iy).ok().filter(|&iy| iy < height) else {
+            return;
+        };
         // First output column whose word lies inside, and the word it reads.
         let start = usize::try_from(-right).map_or(0, |left| left.div_ceil(stride));
         let from = (start * stride) as i64 + right;
-        let Some(from) = usize::try_from(from).ok().filter(|&from| from < width) else { return };
+        let Some(from) = usize::try_from(from).ok().filter(|&from| from < width) else {
+            return;
+        };
         let line = &x[iy * width..][from..width];
-        let (Some(low), Some(high)) = (low.get_mut(start..), high.get_mut(start..)) else { return };
+        let (Some(low), Some(high)) = (low.get_mut(start..), high.get_mut(start..)) else {
+            return;
+        };
         let add = |word: u32, low: &mut i32, high: &mut i32| {
             *low += (word & 0xffff) as i32 * w;
             *high += (word >> 16) as i32 * w;
         };
         let sums = low.iter_mut().zip(high.iter_mut());
         if stride == 1 {
-            line.iter().zip(sums).for_each(|(&word, (low, high))| add(word, low, high));
+            line.iter()
+                .zip(sums)
+                .for_each(|(&word, (low, high))| add(word, low, high));
         } else {
             let line = line.iter().step_by(stride);
-            line.zip(sums).for_each(|(&word, (low, high))| add(word, low, high));
+            line.zip(sums)
+                .for_each(|(&word, (low, high))| add(word, low, high));
         }
     }
 }
 
 impl Packed for Direct {
     fn bytes(&self) -> usize {
-        self.planes.iter().map(|(words, _)| size_of_val(words.as_slice())).sum()
+        let bytes = |plane: &Plane| size_of_val(&*plane.weights) + size_of_val(&*plane.moved);
+        self.planes.iter().map(bytes).sum()
     }
 
     fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
-        let channels = self.out_channels.div_ceil(wanted);
-        let bands: Vec<_> = y.chunks_mut(channels * self.window.pixels()).enumerate().collect();
+        let channels = self.first_words.len().div_ceil(wanted);
+        let bands: Vec<_> = y
+            .chunks_mut(channels * self.window.pixels())
+            .enumerate()
+            .collect();
         jobs::run(bands, |(band, y)| {
             let first = band * channels;
             match self.isa {

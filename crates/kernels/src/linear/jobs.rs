@@ -31,20 +31,34 @@ impl Grid {
         let most = |extent: usize, step: usize, wanted: usize| wanted.min(extent.div_ceil(step));
         let (row_cuts, column_cuts) = if self.columns_first {
             let columns = most(self.columns, self.step[1], wanted);
-            (most(self.rows, self.step[0], wanted.div_ceil(columns)), columns)
+            (
+                most(self.rows, self.step[0], wanted.div_ceil(columns)),
+                columns,
+            )
         } else {
             let rows = most(self.rows, self.step[0], wanted);
-            (rows, most(self.columns, self.step[1], wanted.div_ceil(rows)))
+            (
+                rows,
+                most(self.columns, self.step[1], wanted.div_ceil(rows)),
+            )
         };
         let height = self.rows.div_ceil(row_cuts).next_multiple_of(self.step[0]);
-        let width = self.columns.div_ceil(column_cuts).next_multiple_of(self.step[1]);
+        let width = self
+            .columns
+            .div_ceil(column_cuts)
+            .next_multiple_of(self.step[1]);
         let mut jobs = Vec::with_capacity(groups * row_cuts * column_cuts);
         for (group, y) in y.chunks_exact_mut(self.rows * self.columns).enumerate() {
             for (band, y) in y.chunks_mut(height * self.columns).enumerate() {
                 let start = jobs.len();
                 for column in (0..self.columns).step_by(width) {
                     let rows = Vec::with_capacity(y.len() / self.columns);
-                    jobs.push(Job { group, row: band * height, column, rows });
+                    jobs.push(Job {
+                        group,
+                        row: band * height,
+                        column,
+                        rows,
+                    });
                 }
                 for row in y.chunks_exact_mut(self.columns) {
                     for (job, part) in jobs[start..].iter_mut().zip(row.chunks_mut(width)) {
@@ -95,12 +109,19 @@ mod tests {
 
     #[test]
     fn rectangles_cover_every_word_once() {
-        for (groups, rows, columns, step, columns_first) in
-            [(1, 7, 50, [6, 16], true), (3, 13, 1, [3, 32], false), (2, 1, 100, [3, 32], false)]
-        {
+        for (groups, rows, columns, step, columns_first) in [
+            (1, 7, 50, [6, 16], true),
+            (3, 13, 1, [3, 32], false),
+            (2, 1, 100, [3, 32], false),
+        ] {
             for wanted in [1, 2, 5, 64] {
                 let mut y = vec![0; groups * rows * columns];
-                let grid = Grid { rows, columns, step, columns_first };
+                let grid = Grid {
+                    rows,
+                    columns,
+                    step,
+                    columns_first,
+                };
                 let jobs = grid.cut(&mut y, wanted);
                 for job in jobs {
                     assert_eq!((job.row % step[0], job.column % step[1]), (0, 0));
@@ -111,7 +132,10 @@ mod tests {
                         }
                     }
                 }
-                assert!(y.iter().zip(1..).all(|(&word, at)| word == at), "{rows}x{columns} in {wanted}");
+                assert!(
+                    y.iter().zip(1..).all(|(&word, at)| word == at),
+                    "{rows}x{columns} in {wanted}"
+                );
             }
         }
     }

@@ -103,7 +103,11 @@ impl Linear {
     /// Panics: `x` or `y` has another length; check what a peer sends before.
     pub fn apply(&self, x: &[u32], y: &mut [u32]) {
         let lengths = (self.shape.inputs(), self.shape.outputs());
-        assert_eq!((x.len(), y.len()), lengths, "x and y have the shape's lengths");
+        assert_eq!(
+            (x.len(), y.len()),
+            lengths,
+            "x and y have the shape's lengths"
+        );
         match &self.kernel {
             Kernel::Scalar(weights) => scalar::apply(&self.shape, weights, x, y),
             #[cfg(target_arch = "x86_64")]
@@ -138,9 +142,16 @@ impl fmt::Debug for Linear {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn pack<V: vectors::Vectors>(isa: Isa, token: V, shape: &Shape, weights: &Weights) -> Box<dyn Packed> {
+fn pack<V: vectors::Vectors>(
+    isa: Isa,
+    token: V,
+    shape: &Shape,
+    weights: &Weights,
+) -> Box<dyn Packed> {
     match shape {
-        Shape::Conv(conv) if Direct::suits(conv, shape.taps()) => Box::new(Direct::new(isa, conv, weights)),
+        Shape::Conv(conv) if Direct::suits(conv, shape.taps()) => {
+            Box::new(Direct::new(isa, conv, weights))
+        }
         Shape::Conv(conv) => Box::new(Pixels::new(token, conv, weights)),
         Shape::MatMul(matmul) => Box::new(Words::new(token, matmul, weights)),
     }

@@ -22,7 +22,10 @@ pub(super) struct Pixels<V> {
 impl<V: Vectors> Pixels<V> {
     pub(super) fn new(isa: V, conv: &Valid<Conv>, weights: &Weights) -> Self {
         let window = Window::new(conv);
-        let (in_group, out_group) = (conv.in_channels / conv.groups, conv.out_channels / conv.groups);
+        let (in_group, out_group) = (
+            conv.in_channels / conv.groups,
+            conv.out_channels / conv.groups,
+        );
         let pack = |plane: &[i8]| {
             let mut packed = Vec::new();
             for group in plane.chunks_exact(out_group * in_group * window.taps()) {
@@ -30,15 +33,33 @@ impl<V: Vectors> Pixels<V> {
             }
             packed
         };
-        let planes = weights.places().map(|(plane, place)| (pack(plane), place)).collect();
-        Self { isa, window, in_group, out_group, planes }
+        let planes = weights
+            .places()
+            .map(|(plane, place)| (pack(plane), place))
+            .collect();
+        Self {
+            isa,
+            window,
+            in_group,
+            out_group,
+            planes,
+        }
     }
 
     fn work(&self, x: &[u32], mut job: Job<'_>, scratch: &mut Scratch<V>) {
-        let Scratch { panel, pixels, .. } = scratch;
-        let Self { isa, window, in_group, .. } = self;
+        let Scratch { panels, pixels, .. } = scratch;
+        panels.resize_with(panels.len().max(1), V::Panel::default);
+        let panel = &mut panels[0];
+        let Self {
+            isa,
+            window,
+            in_group,
+            ..
+        } = self;
         let terms = in_group * window.taps();
-        let per_group: usize = blocks::<V>(terms).map(|block| steps::<V>(block.len())).sum();
+        let per_group: usize = blocks::<V>(terms)
+            .map(|block| steps::<V>(block.len()))
+            .sum();
         let x = &x[job.group * in_group * window.plane()..][..in_group * window.plane()];
         let columns = job.rows[0].len();
         for column in (0..columns).step_by(V::LANES) {
@@ -50,8 +71,12 @@ impl<V: Vectors> Pixels<V> {
                 let overwrite = block.start == 0;
                 isa.pack_pixels(x, *in_group, panel, block, pixels);
                 for (index, (plane, place)) in self.planes.iter().enumerate() {
-                    let store =
-                        Store { column, count, place: *place, first: overwrite && index == 0 };
+                    let store = Store {
+                        column,
+                        count,
+                        place: *place,
+                        first: overwrite && index == 0,
+                    };
                     let mut at = first + job.row * steps;
                     for rows in job.rows.chunks_mut(PIXEL_ROWS) {
                         let weights = &plane[at..][..rows.len() * steps];
@@ -67,7 +92,10 @@ impl<V: Vectors> Pixels<V> {
 
 impl<V: Vectors> Packed for Pixels<V> {
     fn bytes(&self) -> usize {
-        self.planes.iter().map(|(words, _)| words.len() * size_of::<i32>()).sum()
+        self.planes
+            .iter()
+            .map(|(words, _)| words.len() * size_of::<i32>())
+            .sum()
     }
 
     fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
@@ -78,7 +106,9 @@ impl<V: Vectors> Packed for Pixels<V> {
             columns_first: true,
         };
         let jobs = grid.cut(y, wanted);
-        jobs::run(jobs, |job| self.isa.scratch(|scratch| self.work(x, job, scratch)));
+        jobs::run(jobs, |job| {
+            self.isa.scratch(|scratch| self.work(x, job, scratch))
+        });
     }
 }
 

@@ -27,11 +27,18 @@ fn convolve(conv: &Valid<Conv>, weights: &Weights, x: &[u32], y: &mut [u32]) {
                 for channel in 0..in_group {
                     let plane = (out / out_group * in_group + channel) * height * width;
                     for ky in 0..conv.kernel[0] {
-                        let Some(iy) = source(conv, 0, oy, ky) else { continue };
+                        let Some(iy) = source(conv, 0, oy, ky) else {
+                            continue;
+                        };
                         for kx in 0..conv.kernel[1] {
-                            let Some(ix) = source(conv, 1, ox, kx) else { continue };
-                            let weight = ((out * in_group + channel) * conv.kernel[0] + ky) * conv.kernel[1] + kx;
-                            sum += i128::from(x[plane + iy * width + ix]) * i128::from(weights.value(weight));
+                            let Some(ix) = source(conv, 1, ox, kx) else {
+                                continue;
+                            };
+                            let weight = ((out * in_group + channel) * conv.kernel[0] + ky)
+                                * conv.kernel[1]
+                                + kx;
+                            sum += i128::from(x[plane + iy * width + ix])
+                                * i128::from(weights.value(weight));
                         }
                     }
                 }
@@ -46,16 +53,32 @@ fn convolve(conv: &Valid<Conv>, weights: &Weights, x: &[u32], y: &mut [u32]) {
 /// The input coordinate under tap `k` at output coordinate `o`; `None` in the padding.
 pub(super) fn source(conv: &Conv, axis: usize, o: usize, k: usize) -> Option<usize> {
     let padded = o * conv.stride[axis] + k * conv.dilation[axis];
-    padded.checked_sub(conv.pad_begin[axis]).filter(|&i| i < conv.input[axis])
+    padded
+        .checked_sub(conv.pad_begin[axis])
+        .filter(|&i| i < conv.input[axis])
 }
 
 fn multiply(matmul: &MatMul, weights: &Weights, x: &[u32], y: &mut [u32]) {
-    let MatMul { groups: _, rows, inner, columns } = *matmul;
-    for (row, (x, y)) in x.chunks_exact(inner).zip(y.chunks_exact_mut(columns)).enumerate() {
+    let MatMul {
+        groups: _,
+        rows,
+        inner,
+        columns,
+    } = *matmul;
+    for (row, (x, y)) in x
+        .chunks_exact(inner)
+        .zip(y.chunks_exact_mut(columns))
+        .enumerate()
+    {
         let first = row / rows * inner * columns;
         for (column, y) in y.iter_mut().enumerate() {
             let weight = |k| i128::from(weights.value(first + k * columns + column));
-            *y = reduce(x.iter().enumerate().map(|(k, &x)| i128::from(x) * weight(k)).sum());
+            *y = reduce(
+                x.iter()
+                    .enumerate()
+                    .map(|(k, &x)| i128::from(x) * weight(k))
+                    .sum(),
+            );
         }
     }
 }
@@ -90,7 +113,13 @@ mod tests {
 
     #[test]
     fn negative_sums_and_large_words_reduce_to_canonical() {
-        let shape = Shape::matmul(MatMul { groups: 1, rows: 1, inner: 1, columns: 3 }).unwrap();
+        let shape = Shape::matmul(MatMul {
+            groups: 1,
+            rows: 1,
+            inner: 1,
+            columns: 3,
+        })
+        .unwrap();
         let weights = Weights::new(vec![vec![-1, 1, -128]], 0).unwrap();
         let mut y = [0; 3];
         apply(&shape, &weights, &[P], &mut y);

@@ -84,7 +84,17 @@ impl Shape {
     /// Errors: a zero count, channels that the groups do not divide, a window that fits nowhere, a size
     /// beyond [`MAX_ELEMENTS`] or [`MAX_MACS`].
     pub fn conv(conv: Conv) -> Result<Self, ShapeError> {
-        let Conv { groups, in_channels, out_channels, input, kernel, stride, dilation, pad_begin, pad_end } = &conv;
+        let Conv {
+            groups,
+            in_channels,
+            out_channels,
+            input,
+            kernel,
+            stride,
+            dilation,
+            pad_begin,
+            pad_end,
+        } = &conv;
         nonzero(&[*groups, *in_channels, *out_channels])?;
         for pair in [input, kernel, stride, dilation] {
             nonzero(pair)?;
@@ -94,7 +104,11 @@ impl Shape {
         }
         if in_channels % groups != 0 || out_channels % groups != 0 {
             let (groups, in_channels, out_channels) = (*groups, *in_channels, *out_channels);
-            return Err(ShapeError::Groups { groups, in_channels, out_channels });
+            return Err(ShapeError::Groups {
+                groups,
+                in_channels,
+                out_channels,
+            });
         }
         let mut output = [0; 2];
         for axis in 0..2 {
@@ -102,16 +116,39 @@ impl Shape {
             let padded = (input[axis] + pad_begin[axis]) as u64 + pad_end[axis] as u64;
             let reach = dilation[axis] as u64 * (kernel[axis] as u64 - 1) + 1;
             if reach > padded {
-                return Err(ShapeError::EmptyOutput { axis, padded, reach });
+                return Err(ShapeError::EmptyOutput {
+                    axis,
+                    padded,
+                    reach,
+                });
             }
             bounded(Quantity::Extent, &[padded as usize], MAX_ELEMENTS)?;
             output[axis] = ((padded - reach) / stride[axis] as u64) as usize + 1;
         }
         let taps = [in_channels / groups, kernel[0], kernel[1]];
-        bounded(Quantity::Input, &[*in_channels, input[0], input[1]], MAX_ELEMENTS)?;
-        bounded(Quantity::Output, &[*out_channels, output[0], output[1]], MAX_ELEMENTS)?;
-        bounded(Quantity::Weights, &[*out_channels, taps[0], taps[1], taps[2]], MAX_ELEMENTS)?;
-        let macs = [*out_channels, output[0], output[1], taps[0], taps[1], taps[2]];
+        bounded(
+            Quantity::Input,
+            &[*in_channels, input[0], input[1]],
+            MAX_ELEMENTS,
+        )?;
+        bounded(
+            Quantity::Output,
+            &[*out_channels, output[0], output[1]],
+            MAX_ELEMENTS,
+        )?;
+        bounded(
+            Quantity::Weights,
+            &[*out_channels, taps[0], taps[1], taps[2]],
+            MAX_ELEMENTS,
+        )?;
+        let macs = [
+            *out_channels,
+            output[0],
+            output[1],
+            taps[0],
+            taps[1],
+            taps[2],
+        ];
         bounded(Quantity::Multiplications, &macs, MAX_MACS)?;
         Ok(Self::Conv(Valid(conv)))
     }
@@ -120,12 +157,21 @@ impl Shape {
     ///
     /// Errors: a zero count, or a size beyond [`MAX_ELEMENTS`] or [`MAX_MACS`].
     pub fn matmul(matmul: MatMul) -> Result<Self, ShapeError> {
-        let MatMul { groups, rows, inner, columns } = matmul;
+        let MatMul {
+            groups,
+            rows,
+            inner,
+            columns,
+        } = matmul;
         nonzero(&[groups, rows, inner, columns])?;
         bounded(Quantity::Input, &[groups, rows, inner], MAX_ELEMENTS)?;
         bounded(Quantity::Output, &[groups, rows, columns], MAX_ELEMENTS)?;
         bounded(Quantity::Weights, &[groups, inner, columns], MAX_ELEMENTS)?;
-        bounded(Quantity::Multiplications, &[groups, rows, inner, columns], MAX_MACS)?;
+        bounded(
+            Quantity::Multiplications,
+            &[groups, rows, inner, columns],
+            MAX_MACS,
+        )?;
         Ok(Self::MatMul(Valid(matmul)))
     }
 
@@ -199,7 +245,9 @@ impl Shape {
             Self::Conv(_) => {
                 let taps = self.taps();
                 let rows = (0..self.weights()).step_by(taps);
-                rows.map(|row| (row..row + taps).map(size).sum()).max().unwrap_or(0)
+                rows.map(|row| (row..row + taps).map(size).sum())
+                    .max()
+                    .unwrap_or(0)
             }
             Self::MatMul(matmul) => {
                 let mut most = 0;
@@ -222,7 +270,11 @@ impl Shape {
     /// That `weights` has one value for every weight of this shape.
     pub(super) fn fits(&self, weights: &Weights) -> Result<(), ShapeError> {
         let (expected, got) = (self.weights(), weights.len());
-        if expected == got { Ok(()) } else { Err(ShapeError::WeightCount { expected, got }) }
+        if expected == got {
+            Ok(())
+        } else {
+            Err(ShapeError::WeightCount { expected, got })
+        }
     }
 }
 
@@ -322,16 +374,35 @@ impl fmt::Display for ShapeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Zero => write!(f, "a size is zero"),
-            Self::Groups { groups, in_channels, out_channels } => {
-                write!(f, "{groups} groups do not divide {in_channels} input and {out_channels} output channels")
+            Self::Groups {
+                groups,
+                in_channels,
+                out_channels,
+            } => {
+                write!(
+                    f,
+                    "{groups} groups do not divide {in_channels} input and {out_channels} output channels"
+                )
             }
-            Self::EmptyOutput { axis, padded, reach } => {
-                write!(f, "window of {reach} is larger than the padded input of {padded} on axis {axis}")
+            Self::EmptyOutput {
+                axis,
+                padded,
+                reach,
+            } => {
+                write!(
+                    f,
+                    "window of {reach} is larger than the padded input of {padded} on axis {axis}"
+                )
             }
             Self::TooLarge { quantity, limit } => write!(f, "{quantity} exceed {limit}"),
             Self::WeightCount { expected, got } => write!(f, "{got} weights, shape has {expected}"),
-            Self::Planes { planes, shift } => write!(f, "{planes} weight planes of shift {shift} are not supported"),
-            Self::UnevenPlanes { first, other } => write!(f, "weight planes have lengths {first} and {other}"),
+            Self::Planes { planes, shift } => write!(
+                f,
+                "{planes} weight planes of shift {shift} are not supported"
+            ),
+            Self::UnevenPlanes { first, other } => {
+                write!(f, "weight planes have lengths {first} and {other}")
+            }
         }
     }
 }
@@ -339,7 +410,11 @@ impl fmt::Display for ShapeError {
 impl std::error::Error for ShapeError {}
 
 fn nonzero(counts: &[usize]) -> Result<(), ShapeError> {
-    if counts.contains(&0) { Err(ShapeError::Zero) } else { Ok(()) }
+    if counts.contains(&0) {
+        Err(ShapeError::Zero)
+    } else {
+        Ok(())
+    }
 }
 
 fn bounded(quantity: Quantity, factors: &[usize], limit: u64) -> Result<(), ShapeError> {
@@ -373,49 +448,165 @@ mod tests {
     fn lengths_follow_from_the_description() {
         let shape = Shape::conv(conv()).unwrap();
         assert_eq!(shape.output_spatial(), [4, 6]);
-        assert_eq!((shape.inputs(), shape.outputs(), shape.weights()), (252, 144, 144));
+        assert_eq!(
+            (shape.inputs(), shape.outputs(), shape.weights()),
+            (252, 144, 144)
+        );
         assert_eq!((shape.taps(), shape.macs()), (24, 3456));
-        let shape = Shape::matmul(MatMul { groups: 2, rows: 3, inner: 5, columns: 7 }).unwrap();
-        assert_eq!((shape.inputs(), shape.outputs(), shape.weights()), (30, 42, 70));
-        assert_eq!((shape.output_rows_cols(), shape.input_rows_cols()), ((6, 7), (6, 5)));
+        let shape = Shape::matmul(MatMul {
+            groups: 2,
+            rows: 3,
+            inner: 5,
+            columns: 7,
+        })
+        .unwrap();
+        assert_eq!(
+            (shape.inputs(), shape.outputs(), shape.weights()),
+            (30, 42, 70)
+        );
+        assert_eq!(
+            (shape.output_rows_cols(), shape.input_rows_cols()),
+            ((6, 7), (6, 5))
+        );
     }
 
     #[test]
     fn hostile_numbers_are_refused_without_overflow() {
         let huge = usize::MAX;
-        assert_eq!(Shape::conv(Conv { groups: 0, ..conv() }), Err(ShapeError::Zero));
-        assert_eq!(Shape::conv(Conv { stride: [1, 0], ..conv() }), Err(ShapeError::Zero));
-        let groups = ShapeError::Groups { groups: 4, in_channels: 4, out_channels: 6 };
-        assert_eq!(Shape::conv(Conv { groups: 4, ..conv() }), Err(groups));
-        let empty = ShapeError::EmptyOutput { axis: 1, padded: 9, reach: 10 };
-        assert_eq!(Shape::conv(Conv { dilation: [1, 9], ..conv() }), Err(empty));
-        let extent = ShapeError::TooLarge { quantity: Quantity::Extent, limit: MAX_ELEMENTS };
+        assert_eq!(
+            Shape::conv(Conv {
+                groups: 0,
+                ..conv()
+            }),
+            Err(ShapeError::Zero)
+        );
+        assert_eq!(
+            Shape::conv(Conv {
+                stride: [1, 0],
+                ..conv()
+            }),
+            Err(ShapeError::Zero)
+        );
+        let groups = ShapeError::Groups {
+            groups: 4,
+            in_channels: 4,
+            out_channels: 6,
+        };
+        assert_eq!(
+            Shape::conv(Conv {
+                groups: 4,
+                ..conv()
+            }),
+            Err(groups)
+        );
+        let empty = ShapeError::EmptyOutput {
+            axis: 1,
+            padded: 9,
+            reach: 10,
+        };
+        assert_eq!(
+            Shape::conv(Conv {
+                dilation: [1, 9],
+                ..conv()
+            }),
+            Err(empty)
+        );
+        let extent = ShapeError::TooLarge {
+            quantity: Quantity::Extent,
+            limit: MAX_ELEMENTS,
+        };
         for bad in [
-            Conv { input: [huge, 7], ..conv() },
-            Conv { kernel: [3, huge], ..conv() },
-            Conv { stride: [huge, 1], ..conv() },
-            Conv { dilation: [huge, 1], ..conv() },
-            Conv { pad_begin: [0, huge], ..conv() },
-            Conv { pad_end: [0, huge], ..conv() },
-            Conv { pad_end: [0, MAX_ELEMENTS as usize], ..conv() },
+            Conv {
+                input: [huge, 7],
+                ..conv()
+            },
+            Conv {
+                kernel: [3, huge],
+                ..conv()
+            },
+            Conv {
+                stride: [huge, 1],
+                ..conv()
+            },
+            Conv {
+                dilation: [huge, 1],
+                ..conv()
+            },
+            Conv {
+                pad_begin: [0, huge],
+                ..conv()
+            },
+            Conv {
+                pad_end: [0, huge],
+                ..conv()
+            },
+            Conv {
+                pad_end: [0, MAX_ELEMENTS as usize],
+                ..conv()
+            },
         ] {
             assert_eq!(Shape::conv(bad), Err(extent.clone()));
         }
-        let input = ShapeError::TooLarge { quantity: Quantity::Input, limit: MAX_ELEMENTS };
-        assert_eq!(Shape::conv(Conv { in_channels: huge, ..conv() }), Err(input.clone()));
-        assert_eq!(Shape::matmul(MatMul { groups: huge, rows: huge, inner: 1, columns: 1 }), Err(input));
-        let macs = ShapeError::TooLarge { quantity: Quantity::Multiplications, limit: MAX_MACS };
+        let input = ShapeError::TooLarge {
+            quantity: Quantity::Input,
+            limit: MAX_ELEMENTS,
+        };
+        assert_eq!(
+            Shape::conv(Conv {
+                in_channels: huge,
+                ..conv()
+            }),
+            Err(input.clone())
+        );
+        assert_eq!(
+            Shape::matmul(MatMul {
+                groups: huge,
+                rows: huge,
+                inner: 1,
+                columns: 1
+            }),
+            Err(input)
+        );
+        let macs = ShapeError::TooLarge {
+            quantity: Quantity::Multiplications,
+            limit: MAX_MACS,
+        };
         let side = 1 << 15;
-        assert_eq!(Shape::matmul(MatMul { groups: 1, rows: side, inner: side, columns: side }), Err(macs));
+        assert_eq!(
+            Shape::matmul(MatMul {
+                groups: 1,
+                rows: side,
+                inner: side,
+                columns: side
+            }),
+            Err(macs)
+        );
     }
 
     #[test]
     fn largest_row_sum_is_over_outputs() {
-        let shape = Shape::matmul(MatMul { groups: 1, rows: 1, inner: 2, columns: 2 }).unwrap();
+        let shape = Shape::matmul(MatMul {
+            groups: 1,
+            rows: 1,
+            inner: 2,
+            columns: 2,
+        })
+        .unwrap();
         let weights = Weights::new(vec![vec![1, -128, 2, 3]], 0).unwrap();
         assert_eq!(shape.max_l1(&weights), Ok(131));
-        let conv = Conv { in_channels: 2, out_channels: 2, input: [1, 1], kernel: [1, 1], ..conv() };
-        let conv = Conv { stride: [1, 1], pad_begin: [0, 0], pad_end: [0, 0], ..conv };
+        let conv = Conv {
+            in_channels: 2,
+            out_channels: 2,
+            input: [1, 1],
+            kernel: [1, 1],
+            ..conv()
+        };
+        let conv = Conv {
+            stride: [1, 1],
+            pad_begin: [0, 0],
+            pad_end: [0, 0],
+            ..conv
+        };
         assert_eq!(Shape::conv(conv).unwrap().max_l1(&weights), Ok(129));
         let wide = Weights::new(vec![vec![1, -128, 2, 3], vec![0, 1, -1, 0]], 4).unwrap();
         assert_eq!(shape.max_l1(&wide), Ok(115));

@@ -54,7 +54,10 @@ fn assert_variants(shape: &Shape, weights: &Weights, x: &[u32]) {
         let linear = Linear::with_isa(isa, shape.clone(), weights).unwrap();
         let mut y = vec![u32::MAX; shape.outputs()];
         linear.apply(x, &mut y);
-        let wrong = y.iter().zip(&expected).position(|(y, expected)| y != expected);
+        let wrong = y
+            .iter()
+            .zip(&expected)
+            .position(|(y, expected)| y != expected);
         assert_eq!(wrong, None, "{} at {shape:?}", isa.name());
     }
 }
@@ -76,14 +79,23 @@ fn conv(groups: usize, channels: [usize; 2], input: [usize; 2], kernel: [usize; 
 fn same(groups: usize, channels: [usize; 2], side: usize, kernel: usize, stride: usize) -> Conv {
     let pad = [kernel / 2; 2];
     let conv = conv(groups, channels, [side; 2], [kernel; 2]);
-    Conv { stride: [stride; 2], pad_begin: pad, pad_end: pad, ..conv }
+    Conv {
+        stride: [stride; 2],
+        pad_begin: pad,
+        pad_end: pad,
+        ..conv
+    }
 }
 
 /// A random valid convolution with few multiplications.
 fn any_conv(rng: &mut Words) -> Shape {
     loop {
         let groups = rng.pick(&[1, 1, 1, 2, 3, 8]);
-        let channels = if rng.below(4) == 0 { [1, 1] } else { [1 + rng.below(9), 1 + rng.below(15)] };
+        let channels = if rng.below(4) == 0 {
+            [1, 1]
+        } else {
+            [1 + rng.below(9), 1 + rng.below(15)]
+        };
         let mut pair = |limit: usize| [rng.below(limit), rng.below(limit)];
         let conv = Conv {
             groups,
@@ -96,17 +108,21 @@ fn any_conv(rng: &mut Words) -> Shape {
             pad_begin: pair(4),
             pad_end: pair(4),
         };
-        if let Ok(shape) = Shape::conv(conv) {
-            if shape.macs() < 200_000 {
-                return shape;
-            }
+        let shape = Shape::conv(conv).ok();
+        if let Some(shape) = shape.filter(|shape| shape.macs() < 200_000) {
+            return shape;
         }
     }
 }
 
 fn any_matmul(rng: &mut Words) -> Shape {
     let mut upto = |limit: usize| 1 + rng.below(limit);
-    let matmul = MatMul { groups: upto(3), rows: upto(9), inner: upto(70), columns: upto(70) };
+    let matmul = MatMul {
+        groups: upto(3),
+        rows: upto(9),
+        inner: upto(70),
+        columns: upto(70),
+    };
     Shape::matmul(matmul).unwrap()
 }
 
@@ -114,7 +130,11 @@ fn any_matmul(rng: &mut Words) -> Shape {
 fn random_shapes_equal_the_definition() {
     let mut rng = Words(1);
     for round in 0..600 {
-        let shape = if round % 3 == 0 { any_matmul(&mut rng) } else { any_conv(&mut rng) };
+        let shape = if round % 3 == 0 {
+            any_matmul(&mut rng)
+        } else {
+            any_conv(&mut rng)
+        };
         let planes = rng.pick(&[1, 1, 2, 3]);
         let weights = rng.weights(shape.weights(), planes);
         assert_variants(&shape, &weights, &rng.words(shape.inputs()));
@@ -131,7 +151,11 @@ fn network_shapes_equal_the_definition() {
         pad_end: [conv.pad_end[1], conv.pad_end[0]],
         ..conv.clone()
     };
-    let wide = Conv { pad_begin: [0, 3], pad_end: [0, 3], ..conv(1, [5, 7], [1, 40], [1, 7]) };
+    let wide = Conv {
+        pad_begin: [0, 3],
+        pad_end: [0, 3],
+        ..conv(1, [5, 7], [1, 40], [1, 7])
+    };
     for conv in [
         same(1, [3, 13], 30, 7, 2),
         same(1, [16, 20], 14, 3, 1),
@@ -145,8 +169,16 @@ fn network_shapes_equal_the_definition() {
         same(24, [24, 48], 7, 5, 1),
         same(6, [6, 6], 15, 9, 1),
         same(6, [6, 6], 24, 13, 1),
-        Conv { stride: [16, 16], ..conv(1, [3, 24], [48, 48], [16, 16]) },
-        Conv { dilation: [6, 6], pad_begin: [6, 6], pad_end: [6, 6], ..conv(1, [9, 7], [13, 13], [3, 3]) },
+        Conv {
+            stride: [16, 16],
+            ..conv(1, [3, 24], [48, 48], [16, 16])
+        },
+        Conv {
+            dilation: [6, 6],
+            pad_begin: [6, 6],
+            pad_end: [6, 6],
+            ..conv(1, [9, 7], [13, 13], [3, 3])
+        },
         transposed(&wide),
         wide,
         conv(1, [10, 6], [1, 1], [1, 1]),
@@ -157,8 +189,20 @@ fn network_shapes_equal_the_definition() {
         let weights = rng.weights(shape.weights(), 1);
         assert_variants(&shape, &weights, &rng.words(shape.inputs()));
     }
-    for (rows, inner, columns) in [(1, 300, 1000), (7, 64, 33), (50, 129, 31), (2, 1, 1), (200, 1500, 3)] {
-        let shape = Shape::matmul(MatMul { groups: 1, rows, inner, columns }).unwrap();
+    for (rows, inner, columns) in [
+        (1, 300, 1000),
+        (7, 64, 33),
+        (50, 129, 31),
+        (2, 1, 1),
+        (200, 1500, 3),
+    ] {
+        let shape = Shape::matmul(MatMul {
+            groups: 1,
+            rows,
+            inner,
+            columns,
+        })
+        .unwrap();
         let weights = rng.weights(shape.weights(), 1);
         assert_variants(&shape, &weights, &rng.words(shape.inputs()));
     }
@@ -180,9 +224,17 @@ const EXTREMES: [u32; 10] = [
 
 #[test]
 fn extreme_words_and_weights_do_not_overflow() {
-    let lengths = [1, 3, 4, 120, 121, 507, 508, 509, 4096, 4097, 66_311, 66_312, 100_352];
+    let lengths = [
+        1, 3, 4, 120, 121, 507, 508, 509, 4096, 4097, 66_311, 66_312, 100_352,
+    ];
     for terms in lengths {
-        let product = Shape::matmul(MatMul { groups: 1, rows: 1, inner: terms, columns: 17 }).unwrap();
+        let product = Shape::matmul(MatMul {
+            groups: 1,
+            rows: 1,
+            inner: terms,
+            columns: 17,
+        })
+        .unwrap();
         let pixel = Shape::conv(conv(1, [terms, 2], [1, 3], [1, 1])).unwrap();
         let row = Shape::conv(conv(1, [1, 1], [1, terms + 1], [1, terms])).unwrap();
         for weight in [-128, -127, 127] {
@@ -220,14 +272,24 @@ fn zero_weights_give_zero() {
     for shape in [
         Shape::conv(same(1, [5, 9], 6, 3, 1)).unwrap(),
         Shape::conv(same(5, [5, 5], 6, 3, 1)).unwrap(),
-        Shape::matmul(MatMul { groups: 2, rows: 3, inner: 9, columns: 20 }).unwrap(),
+        Shape::matmul(MatMul {
+            groups: 2,
+            rows: 3,
+            inner: 9,
+            columns: 20,
+        })
+        .unwrap(),
     ] {
         let weights = Weights::new(vec![vec![0; shape.weights()]], 0).unwrap();
         for isa in isas() {
             let mut y = vec![1; shape.outputs()];
             let linear = Linear::with_isa(isa, shape.clone(), &weights).unwrap();
             linear.apply(&vec![P - 1; shape.inputs()], &mut y);
-            assert!(y.iter().all(|&word| word == 0), "{} at {shape:?}", isa.name());
+            assert!(
+                y.iter().all(|&word| word == 0),
+                "{} at {shape:?}",
+                isa.name()
+            );
         }
     }
 }
@@ -237,11 +299,17 @@ fn adjoint_is_the_transpose() {
     let mut rng = Words(3);
     let dot = |v: &[u32], y: &[u32]| {
         let product = |(&v, &y): (&u32, &u32)| Fp::from_u64(u64::from(v) * u64::from(y));
-        v.iter().zip(y).map(product).fold(Fp::ZERO, |sum, term| sum + term)
+        v.iter()
+            .zip(y)
+            .map(product)
+            .fold(Fp::ZERO, |sum, term| sum + term)
     };
     let spread = |outer: &[u32], inner: &[u32]| -> Vec<u32> {
         let product = |o: u32, i: u32| Fp::from_u64(u64::from(o) * u64::from(i)).word();
-        outer.iter().flat_map(|&o| inner.iter().map(move |&i| product(o, i))).collect()
+        outer
+            .iter()
+            .flat_map(|&o| inner.iter().map(move |&i| product(o, i)))
+            .collect()
     };
     for round in 0..300 {
         let shape = match round % 4 {
@@ -274,8 +342,26 @@ fn adjoint_is_the_transpose() {
 fn adjoint_keeps_rank_one_where_it_is_exact() {
     let ones = |shape: &Shape| Weights::new(vec![vec![1; shape.weights()]], 0).unwrap();
     for (shape, rank_one) in [
-        (Shape::matmul(MatMul { groups: 1, rows: 2, inner: 3, columns: 4 }).unwrap(), true),
-        (Shape::matmul(MatMul { groups: 2, rows: 2, inner: 3, columns: 4 }).unwrap(), false),
+        (
+            Shape::matmul(MatMul {
+                groups: 1,
+                rows: 2,
+                inner: 3,
+                columns: 4,
+            })
+            .unwrap(),
+            true,
+        ),
+        (
+            Shape::matmul(MatMul {
+                groups: 2,
+                rows: 2,
+                inner: 3,
+                columns: 4,
+            })
+            .unwrap(),
+            false,
+        ),
         (Shape::conv(same(1, [2, 3], 4, 1, 1)).unwrap(), true),
         (Shape::conv(same(2, [2, 4], 4, 1, 1)).unwrap(), false),
         (Shape::conv(same(1, [2, 3], 4, 1, 2)).unwrap(), false),
@@ -291,7 +377,13 @@ fn adjoint_keeps_rank_one_where_it_is_exact() {
 fn adjoint_extremes_do_not_overflow() {
     // 300 terms exceed one fold of the contraction, 33 taps three of the spreading.
     for shape in [
-        Shape::matmul(MatMul { groups: 2, rows: 1, inner: 3, columns: 600 }).unwrap(),
+        Shape::matmul(MatMul {
+            groups: 2,
+            rows: 1,
+            inner: 3,
+            columns: 600,
+        })
+        .unwrap(),
         Shape::conv(conv(1, [2, 600], [1, 40], [1, 33])).unwrap(),
     ] {
         let weights = Weights::new(vec![vec![-128; shape.weights()]], 0).unwrap();
@@ -300,9 +392,18 @@ fn adjoint_extremes_do_not_overflow() {
         let p_minus_one = |count| vec![P - 1; count];
         for isa in isas() {
             let zero = adjoint_with(isa, &shape, &weights, &v(rows), &v(cols)).unwrap();
-            let Adjoint::Dense(zero) = zero else { panic!("dense") };
+            let Adjoint::Dense(zero) = zero else {
+                panic!("dense")
+            };
             assert!(zero.iter().all(|&word| word == 0));
-            let a = adjoint_with(isa, &shape, &weights, &p_minus_one(rows), &p_minus_one(cols)).unwrap();
+            let a = adjoint_with(
+                isa,
+                &shape,
+                &weights,
+                &p_minus_one(rows),
+                &p_minus_one(cols),
+            )
+            .unwrap();
             let b = adjoint_with(isa, &shape, &weights, &vec![1; rows], &vec![1; cols]).unwrap();
             assert_eq!(a, b, "(−1)·(−1) = 1 on {}", isa.name());
         }
@@ -311,10 +412,22 @@ fn adjoint_extremes_do_not_overflow() {
 
 #[test]
 fn wrong_weight_counts_are_refused() {
-    let shape = Shape::matmul(MatMul { groups: 1, rows: 1, inner: 2, columns: 3 }).unwrap();
+    let shape = Shape::matmul(MatMul {
+        groups: 1,
+        rows: 1,
+        inner: 2,
+        columns: 3,
+    })
+    .unwrap();
     let weights = Weights::new(vec![vec![0; 5]], 0).unwrap();
-    let error = ShapeError::WeightCount { expected: 6, got: 5 };
-    assert_eq!(Linear::new(shape.clone(), &weights).map(|_| ()), Err(error.clone()));
+    let error = ShapeError::WeightCount {
+        expected: 6,
+        got: 5,
+    };
+    assert_eq!(
+        Linear::new(shape.clone(), &weights).map(|_| ()),
+        Err(error.clone())
+    );
     assert_eq!(adjoint(&shape, &weights, &[1], &[1, 1, 1]), Err(error));
 }
 
@@ -322,17 +435,37 @@ fn wrong_weight_counts_are_refused() {
 #[test]
 fn parallel_equals_sequential() {
     let mut rng = Words(4);
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+    };
     let pools = [1, 2, 5].map(pool);
     for shape in [
         Shape::conv(same(1, [64, 50], 28, 3, 1)).unwrap(),
         Shape::conv(same(1, [128, 100], 7, 3, 1)).unwrap(),
         Shape::conv(same(96, [96, 96], 56, 3, 1)).unwrap(),
         Shape::conv(same(4, [64, 64], 28, 3, 1)).unwrap(),
-        Shape::matmul(MatMul { groups: 1, rows: 100, inner: 128, columns: 200 }).unwrap(),
-        Shape::matmul(MatMul { groups: 1, rows: 1, inner: 2000, columns: 1000 }).unwrap(),
+        Shape::matmul(MatMul {
+            groups: 1,
+            rows: 100,
+            inner: 128,
+            columns: 200,
+        })
+        .unwrap(),
+        Shape::matmul(MatMul {
+            groups: 1,
+            rows: 1,
+            inner: 2000,
+            columns: 1000,
+        })
+        .unwrap(),
     ] {
-        assert!(jobs::wanted(shape.macs()) > 0 && shape.macs() > 1 << 20, "large enough to be shared");
+        assert!(
+            jobs::wanted(shape.macs()) > 0 && shape.macs() > 1 << 20,
+            "large enough to be shared"
+        );
         let weights = rng.weights(shape.weights(), 1);
         let x = rng.words(shape.inputs());
         for isa in isas().into_iter().filter(|&isa| isa != Isa::Scalar) {
@@ -342,7 +475,11 @@ fn parallel_equals_sequential() {
                 pool.install(|| linear.apply(&x, &mut y));
                 y
             });
-            assert!(results[0] == results[1] && results[0] == results[2], "{} at {shape:?}", isa.name());
+            assert!(
+                results[0] == results[1] && results[0] == results[2],
+                "{} at {shape:?}",
+                isa.name()
+            );
         }
     }
 }

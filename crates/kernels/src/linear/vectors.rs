@@ -56,7 +56,13 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
     fn pack_words(self, x: &[u32], every: usize, out: &mut [Self::Words]);
 
     /// `rows[r][store] (+)= Σ pixels·weights[..][r]`; at most [`PIXEL_ROWS`] rows.
-    fn pixel_tile(self, pixels: &[Self::Pixels], weights: &[i32], store: Store, rows: &mut [&mut [u32]]);
+    fn pixel_tile(
+        self,
+        pixels: &[Self::Pixels],
+        weights: &[i32],
+        store: Store,
+        rows: &mut [&mut [u32]],
+    );
 
     /// `rows[r][store] (+)= Σ words[..][r]·weights[..][v]`; at most [`WORD_ROWS`] rows and
     /// [`WORD_VECTORS`] vectors.
@@ -71,14 +77,18 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
 
 /// Buffers of one thread.
 pub(super) struct Scratch<V: Vectors> {
-    pub(super) panel: V::Panel,
+    pub(super) panels: Vec<V::Panel>,
     pub(super) pixels: Vec<V::Pixels>,
     pub(super) words: Vec<V::Words>,
 }
 
 impl<V: Vectors> Default for Scratch<V> {
     fn default() -> Self {
-        Self { panel: V::Panel::default(), pixels: Vec::new(), words: Vec::new() }
+        Self {
+            panels: Vec::new(),
+            pixels: Vec::new(),
+            words: Vec::new(),
+        }
     }
 }
 
@@ -108,7 +118,9 @@ pub(super) const WORD_VECTORS: usize = 2;
 pub(super) fn blocks<V: Vectors>(terms: usize) -> impl Iterator<Item = Range<usize>> {
     let count = terms.div_ceil(V::BLOCK);
     let size = terms.div_ceil(count).next_multiple_of(V::STEP);
-    (0..terms).step_by(size).map(move |first| first..terms.min(first + size))
+    (0..terms)
+        .step_by(size)
+        .map(move |first| first..terms.min(first + size))
 }
 
 /// Steps in `terms` terms.

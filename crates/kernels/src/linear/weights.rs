@@ -21,7 +21,10 @@ impl Weights {
     ///
     /// Errors: no plane; several with a shift of 0 or places beyond 2³⁰; planes of different lengths.
     pub fn new(planes: Vec<Vec<i8>>, shift: u32) -> Result<Self, ShapeError> {
-        let refused = ShapeError::Planes { planes: planes.len(), shift };
+        let refused = ShapeError::Planes {
+            planes: planes.len(),
+            shift,
+        };
         let Some(first) = planes.first().map(Vec::len) else {
             return Err(refused);
         };
@@ -58,18 +61,29 @@ impl Weights {
     /// The weight at `index`: |w| < 2³⁸.
     pub fn value(&self, index: usize) -> i64 {
         let planes = self.planes.iter().zip(0..);
-        planes.map(|(plane, j): (_, u32)| i64::from(plane[index]) << (self.shift * j)).sum()
+        planes
+            .map(|(plane, j): (_, u32)| i64::from(plane[index]) << (self.shift * j))
+            .sum()
     }
 
     /// Each plane with its binary places.
     pub(super) fn places(&self) -> impl Iterator<Item = (&[i8], u32)> {
-        self.planes.iter().zip(0..).map(|(plane, j): (_, u32)| (plane.as_slice(), self.shift * j))
+        self.planes
+            .iter()
+            .zip(0..)
+            .map(|(plane, j): (_, u32)| (plane.as_slice(), self.shift * j))
     }
 }
 
 impl fmt::Debug for Weights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Weights({} in {} planes, shift {})", self.len(), self.planes.len(), self.shift)
+        write!(
+            f,
+            "Weights({} in {} planes, shift {})",
+            self.len(),
+            self.planes.len(),
+            self.shift
+        )
     }
 }
 
@@ -83,10 +97,31 @@ mod tests {
     #[test]
     fn planes_recombine_and_bad_ones_are_refused() {
         let weights = Weights::new(vec![vec![3, -128], vec![-1, 127]], 6).unwrap();
-        assert_eq!((weights.value(0), weights.value(1)), (3 - 64, -128 + 127 * 64));
-        assert_eq!(Weights::new(vec![], 0), Err(ShapeError::Planes { planes: 0, shift: 0 }));
-        assert_eq!(Weights::new(vec![vec![], vec![]], 0), Err(ShapeError::Planes { planes: 2, shift: 0 }));
-        assert_eq!(Weights::new(vec![vec![], vec![]], 31), Err(ShapeError::Planes { planes: 2, shift: 31 }));
+        assert_eq!(
+            (weights.value(0), weights.value(1)),
+            (3 - 64, -128 + 127 * 64)
+        );
+        assert_eq!(
+            Weights::new(vec![], 0),
+            Err(ShapeError::Planes {
+                planes: 0,
+                shift: 0
+            })
+        );
+        assert_eq!(
+            Weights::new(vec![vec![], vec![]], 0),
+            Err(ShapeError::Planes {
+                planes: 2,
+                shift: 0
+            })
+        );
+        assert_eq!(
+            Weights::new(vec![vec![], vec![]], 31),
+            Err(ShapeError::Planes {
+                planes: 2,
+                shift: 31
+            })
+        );
         let uneven = ShapeError::UnevenPlanes { first: 1, other: 2 };
         assert_eq!(Weights::new(vec![vec![1], vec![1, 2]], 4), Err(uneven));
     }

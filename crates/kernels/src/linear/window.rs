@@ -23,8 +23,22 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn new(conv: &Valid<Conv>) -> Self {
-        let Conv { input, kernel, stride, dilation, pad_begin, .. } = **conv;
-        Self { input, output: conv.output(), kernel, stride, dilation, pad: pad_begin }
+        let Conv {
+            input,
+            kernel,
+            stride,
+            dilation,
+            pad_begin,
+            ..
+        } = **conv;
+        Self {
+            input,
+            output: conv.output(),
+            kernel,
+            stride,
+            dilation,
+            pad: pad_begin,
+        }
     }
 
     /// Words of one plane.
@@ -56,9 +70,7 @@ impl Window {
     /// Vertical and horizontal distance from a pixel's first coordinate, without stride, to the tap's word.
     pub(super) fn shifts(&self, tap: usize) -> [i32; 2] {
         let tap = [tap / self.kernel[1], tap % self.kernel[1]];
-        [0, 1].map(|axis| {
-            (tap[axis] * self.dilation[axis]) as i32 - self.pad[axis] as i32
-        })
+        [0, 1].map(|axis| (tap[axis] * self.dilation[axis]) as i32 - self.pad[axis] as i32)
     }
 
     /// The index in its plane that `pixel` reads through `tap`; `None` in the padding.
@@ -78,7 +90,11 @@ impl Window {
     }
 
     /// Row and column of `count` output pixels from `first` on; the rest repeat the last.
-    pub(super) fn run<const LANES: usize>(&self, first: usize, count: usize) -> [[usize; 2]; LANES] {
+    pub(super) fn run<const LANES: usize>(
+        &self,
+        first: usize,
+        count: usize,
+    ) -> [[usize; 2]; LANES] {
         let [mut y, mut x] = self.coordinates(first);
         let mut run = [[y, x]; LANES];
         for (lane, place) in run.iter_mut().enumerate() {

@@ -26,16 +26,32 @@ impl<V: Vectors> Words<V> {
             }
             packed
         };
-        let planes = weights.places().map(|(plane, place)| (pack(plane), place)).collect();
-        Self { isa, shape: shape.clone(), planes }
+        let planes = weights
+            .places()
+            .map(|(plane, place)| (pack(plane), place))
+            .collect();
+        Self {
+            isa,
+            shape: shape.clone(),
+            planes,
+        }
     }
 
     fn work(&self, x: &[u32], mut job: Job<'_>, scratch: &mut Scratch<V>) {
-        let MatMul { rows, inner, columns, .. } = self.shape;
+        let MatMul {
+            rows,
+            inner,
+            columns,
+            ..
+        } = self.shape;
         let vectors = columns.div_ceil(V::LANES);
-        let per_group: usize = blocks::<V>(inner).map(|block| steps::<V>(block.len())).sum();
+        let per_group: usize = blocks::<V>(inner)
+            .map(|block| steps::<V>(block.len()))
+            .sum();
         let x = &x[(job.group * rows + job.row) * inner..];
-        let longest = blocks::<V>(inner).next().map_or(0, |block| steps::<V>(block.len()));
+        let longest = blocks::<V>(inner)
+            .next()
+            .map_or(0, |block| steps::<V>(block.len()));
         let most = (CACHED / (longest * size_of::<V::Words>())).max(WORD_ROWS);
         let parts = job.rows.len().div_ceil(most);
         let height = job.rows.len().div_ceil(parts).next_multiple_of(WORD_ROWS);
@@ -48,8 +64,12 @@ impl<V: Vectors> Words<V> {
                 self.pack_rows(x, block, &mut scratch.words);
                 let at = first + job.column / V::LANES * steps;
                 for (index, (plane, place)) in self.planes.iter().enumerate() {
-                    let store =
-                        Store { column: 0, count: 0, place: *place, first: overwrite && index == 0 };
+                    let store = Store {
+                        column: 0,
+                        count: 0,
+                        place: *place,
+                        first: overwrite && index == 0,
+                    };
                     self.multiply(&scratch.words, &plane[at..], steps, store, rows);
                 }
                 first += vectors * steps;
@@ -62,11 +82,14 @@ impl<V: Vectors> Words<V> {
         let steps = steps::<V>(block.len());
         let rows = x.len() / self.shape.inner;
         words.resize(rows * steps, V::NO_WORDS);
-        let tiles = x.chunks(WORD_ROWS * self.shape.inner).zip(words.chunks_mut(WORD_ROWS * steps));
+        let tiles = x
+            .chunks(WORD_ROWS * self.shape.inner)
+            .zip(words.chunks_mut(WORD_ROWS * steps));
         for (x, words) in tiles {
             let every = x.len() / self.shape.inner;
             for (row, x) in x.chunks_exact(self.shape.inner).enumerate() {
-                self.isa.pack_words(&x[block.clone()], every, &mut words[row..]);
+                self.isa
+                    .pack_words(&x[block.clone()], every, &mut words[row..]);
             }
         }
     }
@@ -85,8 +108,15 @@ impl<V: Vectors> Words<V> {
             let count = (columns - column).min(WORD_VECTORS * V::LANES);
             let (panel, rest) = weights.split_at(count.div_ceil(V::LANES) * steps);
             weights = rest;
-            let store = Store { column, count, ..store };
-            for (words, rows) in words.chunks(WORD_ROWS * steps).zip(rows.chunks_mut(WORD_ROWS)) {
+            let store = Store {
+                column,
+                count,
+                ..store
+            };
+            for (words, rows) in words
+                .chunks(WORD_ROWS * steps)
+                .zip(rows.chunks_mut(WORD_ROWS))
+            {
                 self.isa.word_tile(words, panel, store, rows);
             }
         }
@@ -95,15 +125,25 @@ impl<V: Vectors> Words<V> {
 
 impl<V: Vectors> Packed for Words<V> {
     fn bytes(&self) -> usize {
-        self.planes.iter().map(|(words, _)| size_of_val(words.as_slice())).sum()
+        self.planes
+            .iter()
+            .map(|(words, _)| size_of_val(words.as_slice()))
+            .sum()
     }
 
     fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
         let MatMul { rows, columns, .. } = self.shape;
         let step = [WORD_ROWS, WORD_VECTORS * V::LANES];
-        let grid = Grid { rows, columns, step, columns_first: rows < ROWS_FIRST };
+        let grid = Grid {
+            rows,
+            columns,
+            step,
+            columns_first: rows < ROWS_FIRST,
+        };
         let jobs = grid.cut(y, wanted);
-        jobs::run(jobs, |job| self.isa.scratch(|scratch| self.work(x, job, scratch)));
+        jobs::run(jobs, |job| {
+            self.isa.scratch(|scratch| self.work(x, job, scratch))
+        });
     }
 }
 
@@ -117,7 +157,11 @@ fn pack<V: Vectors>(group: &[i8], columns: usize, packed: &mut Vec<V::Weights>) 
                 for vector in (panel..end).step_by(V::LANES) {
                     packed.push(V::weights(|lane, term| {
                         let (term, column) = (first + term, vector + lane);
-                        if term < block.end && column < columns { group[term * columns + column] } else { 0 }
+                        if term < block.end && column < columns {
+                            group[term * columns + column]
+                        } else {
+                            0
+                        }
                     }));
                 }
             }

@@ -67,7 +67,10 @@ impl Vectors for Avx2 {
 
     fn broadcast(weights: &[i8]) -> i32 {
         let weight = |term| weights.get(term).copied().map_or(0, i16::from);
-        pair(weight(0).cast_unsigned().into(), weight(1).cast_unsigned().into())
+        pair(
+            weight(0).cast_unsigned().into(),
+            weight(1).cast_unsigned().into(),
+        )
     }
 
     fn weights(weight: impl Fn(usize, usize) -> i8) -> __m128i {
@@ -84,8 +87,14 @@ impl Vectors for Avx2 {
         panel.taps.clear();
         panel.taps.extend((0..window.taps()).map(|tap| {
             let at = pixels.map(|pixel| window.reads(pixel, tap).unwrap_or(OUTSIDE));
-            let consecutive = at.windows(2).all(|pair| pair[0] != OUTSIDE && pair[1] == pair[0] + 1);
-            if consecutive { Tap::Consecutive(at[0]) } else { Tap::Scattered(at) }
+            let consecutive = at
+                .windows(2)
+                .all(|pair| pair[0] != OUTSIDE && pair[1] == pair[0] + 1);
+            if consecutive {
+                Tap::Consecutive(at[0])
+            } else {
+                Tap::Scattered(at)
+            }
         }));
     }
 
@@ -106,7 +115,13 @@ impl Vectors for Avx2 {
         unsafe { cut_row(x, every, out) }
     }
 
-    fn pixel_tile(self, pixels: &[[__m256i; 2]], weights: &[i32], store: Store, rows: &mut [&mut [u32]]) {
+    fn pixel_tile(
+        self,
+        pixels: &[[__m256i; 2]],
+        weights: &[i32],
+        store: Store,
+        rows: &mut [&mut [u32]],
+    ) {
         // SAFETY: the token as above.
         unsafe {
             match rows.len() {
@@ -120,7 +135,13 @@ impl Vectors for Avx2 {
         }
     }
 
-    fn word_tile(self, words: &[[i32; 2]], weights: &[__m128i], store: Store, rows: &mut [&mut [u32]]) {
+    fn word_tile(
+        self,
+        words: &[[i32; 2]],
+        weights: &[__m128i],
+        store: Store,
+        rows: &mut [&mut [u32]],
+    ) {
         let wide = store.count > LANES;
         // SAFETY: the token as above.
         unsafe {
@@ -147,7 +168,13 @@ impl Avx2 {
         unsafe { run(layer, x, first, y) }
     }
 
-    pub(in crate::linear) fn contract_columns(self, w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
+    pub(in crate::linear) fn contract_columns(
+        self,
+        w: &[i8],
+        s: &[u32],
+        place: u32,
+        z: &mut [u32],
+    ) {
         #[target_feature(enable = "avx2")]
         fn run(w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
             adjoint::contract_columns_body(w, s, place, z);
@@ -156,7 +183,14 @@ impl Avx2 {
         unsafe { run(w, s, place, z) }
     }
 
-    pub(in crate::linear) fn contract_rows(self, w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
+    pub(in crate::linear) fn contract_rows(
+        self,
+        w: &[i8],
+        columns: usize,
+        s: &[u32],
+        place: u32,
+        z: &mut [u32],
+    ) {
         #[target_feature(enable = "avx2")]
         fn run(w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
             adjoint::contract_rows_body(w, columns, s, place, z);
@@ -177,7 +211,13 @@ impl Avx2 {
 
 /// Packs terms `terms`; see [`Vectors::pack_pixels`].
 #[target_feature(enable = "avx2")]
-fn pack(x: &[u32], channels: usize, panel: &Panel, terms: Range<usize>, out: &mut Vec<[__m256i; 2]>) {
+fn pack(
+    x: &[u32],
+    channels: usize,
+    panel: &Panel,
+    terms: Range<usize>,
+    out: &mut Vec<[__m256i; 2]>,
+) {
     out.clear();
     let mut held = None;
     for term in terms {
@@ -254,7 +294,12 @@ fn pixel_tile<const R: usize>(
         }
     }
     for (row, sums) in rows.iter_mut().zip(sums) {
-        write(recombine(sums), store.place, store.first, &mut row[store.column..][..store.count]);
+        write(
+            recombine(sums),
+            store.place,
+            store.first,
+            &mut row[store.column..][..store.count],
+        );
     }
 }
 
@@ -266,7 +311,12 @@ fn word_tile<const R: usize, const V: usize>(
     rows: &mut [&mut [u32]],
 ) {
     let mut sums = [[START.map(|start| _mm256_set1_epi32(start)); V]; R];
-    for (words, weights) in words.as_chunks::<R>().0.iter().zip(weights.as_chunks::<V>().0) {
+    for (words, weights) in words
+        .as_chunks::<R>()
+        .0
+        .iter()
+        .zip(weights.as_chunks::<V>().0)
+    {
         let weights = weights.map(|weights| _mm256_cvtepi8_epi16(weights));
         for (sums, words) in sums.iter_mut().zip(words) {
             for (half, &word) in words.iter().enumerate() {
@@ -291,7 +341,12 @@ fn word_tile<const R: usize, const V: usize>(
 fn recombine([a, b]: [__m256i; 2]) -> __m256i {
     let p = _mm256_set1_epi32(P as i32);
     // At most p + 1 before `once`, at most p after.
-    let fold = |v| once(_mm256_add_epi32(_mm256_and_si256(v, p), _mm256_srli_epi32::<31>(v)));
+    let fold = |v| {
+        once(_mm256_add_epi32(
+            _mm256_and_si256(v, p),
+            _mm256_srli_epi32::<31>(v),
+        ))
+    };
     let b = fold(b);
     let up = _mm256_and_si256(_mm256_slli_epi32::<16>(b), p);
     let b = _mm256_or_si256(up, _mm256_srli_epi32::<15>(b));

@@ -34,10 +34,17 @@ const START: [i32; 4] = {
 };
 const _: () = assert!(BLOCK as i64 * 255 * 128 + 255 < 1 << 30);
 
-/// The same for two halves: b₀ + b₁·2¹⁶ ≡ 0, 2³⁰ ≤ b < 2³⁰ + 2¹⁶.
+/// Up to so many terms l₀ + l₁·2⁸ and l₂ + l₃·2⁸ fit as well, and only these two are recombined.
+const SHORT: usize = 124;
+const _: () = assert!(SHORT as i64 * 255 * 128 * 257 + 0xffff < 1 << 30);
+
+/// The same for two halves, of short sums or of the direct products: b₀ + b₁·2¹⁶ ≡ 0, 2³⁰ ≤ b < 2³⁰ + 2¹⁶.
 const HALVES: [i32; 2] = {
     let missing = P as u64 - (0x4000_0000u64 * 0x0001_0001) % P as u64;
-    [0x4000_0000 + (missing & 0xffff) as i32, 0x4000_0000 + (missing >> 16) as i32]
+    [
+        0x4000_0000 + (missing & 0xffff) as i32,
+        0x4000_0000 + (missing >> 16) as i32,
+    ]
 };
 const _: () = assert!(MAX_TERMS as i64 * 0xffff * 128 + 0xffff < 1 << 30);
 
@@ -52,34 +59,36 @@ const GATHER: u8 = 3;
 
 /// Where sixteen output pixels read.
 pub(in crate::linear) struct Panel {
-    /// Words of a plane; whatever is inside reads below it.
-    plane: usize,
     mode: u8,
-    /// Lanes in use.
-    lanes: __mmask16,
-    /// Lanes of each run, and the index that lane 0 would read in it.
-    runs: [(__mmask16, isize); RUNS],
-    /// Runs in use.
-    count: usize,
+    /// Words of a plane; all that is read lies below.
+    plane: usize,
     /// What every lane reads at the tap of offset 0, modulo 2³².
-    base: [i32; LANES],
-    /// Lanes that lie inside, for every tap.
-    inside: Vec<__mmask16>,
-    /// Index offset of every tap.
-    offsets: Vec<isize>,
+    base: __m512i,
+    /// Runs of each tap.
+    count: usize,
+    /// `[tap][run]`.
+    taps: Vec<Run>,
+}
+
+/// Lanes that read at a fixed distance from one another.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    /// The index that lane 0 would read; the tap's offset where words are gathered.
+    at: isize,
+    /// Words from there on that are read, and sixteen words later; lanes where words are gathered.
+    words: [__mmask16; 2],
 }
 
 impl Default for Panel {
     fn default() -> Self {
+        // SAFETY: any 64 bytes are a vector.
+        let base = unsafe { std::mem::transmute::<[i32; LANES], __m512i>([0; LANES]) };
         Self {
-            plane: 0,
             mode: GATHER,
-            lanes: 0,
-            runs: [(0, 0); RUNS],
-            count: 0,
-            base: [0; LANES],
-            inside: Vec::new(),
-            offsets: Vec::new(),
+            plane: 0,
+            base,
+            count: 1,
+            taps: Vec::new(),
         }
     }
 }
@@ -148,7 +157,13 @@ impl Vectors for Avx512 {
         unsafe { cut_row(x, every, out) }
     }
 
-    fn pixel_tile(self, pixels: &[[__m512i; 4]], weights: &[i32], store: Store, rows: &mut [&mut [u32]]) {
+    fn pixel_tile(
+        self,
+        pixels: &[[__m512i; 4]],
+        weights: &[i32],
+        store: Store,
+        rows: &mut [&mut [u32]],
+    ) {
         // SAFETY: the token as above.
         unsafe {
             match rows.len() {
@@ -162,7 +177,13 @@ impl Vectors for Avx512 {
         }
     }
 
-    fn word_tile(self, words: &[[i32; 4]], weights: &[__m512i], store: Store, rows: &mut [&mut [u32]]) {
+    fn word_tile(
+        self,
+        words: &[[i32; 4]],
+        weights: &[__m512i],
+        store: Store,
+        rows: &mut [&mut [u32]],
+    ) {
         let wide = store.count > LANES;
         // SAFETY: the token as above.
         unsafe {
@@ -182,10 +203,16 @@ impl Avx512 {
     /// [`Direct::work`].
     pub(in crate::linear) fn direct(self, layer: &Direct, x: &[u32], first: usize, y: &mut [u32]) {
         // SAFETY: the token as above.
-        unsafe { direct(layer, x, first, y) }
+        self.scratch(|scratch| unsafe { direct(layer, x, first, y, &mut scratch.panels) });
     }
 
-    pub(in crate::linear) fn contract_columns(self, w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
+    pub(in crate::linear) fn contract_columns(
+        self,
+        w: &[i8],
+        s: &[u32],
+        place: u32,
+        z: &mut [u32],
+    ) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
         fn run(w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
             adjoint::contract_columns_body(w, s, place, z);
@@ -194,7 +221,14 @@ impl Avx512 {
         unsafe { run(w, s, place, z) }
     }
 
-    pub(in crate::linear) fn contract_rows(self, w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
+    pub(in crate::linear) fn contract_rows(
+        self,
+        w: &[i8],
+        columns: usize,
+        s: &[u32],
+        place: u32,
+        z: &mut [u32],
+    ) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
         fn run(w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
             adjoint::contract_rows_body(w, columns, s, place, z);
@@ -218,46 +252,66 @@ impl Avx512 {
 fn find(window: &Window, first: usize, count: usize, panel: &mut Panel) {
     let pixels = window.run::<LANES>(first, count);
     let stride = window.stride[1] as isize;
-    panel.plane = window.plane();
-    panel.lanes = ((1u32 << count) - 1) as __mmask16;
-    panel.count = 0;
-    panel.mode = if stride <= 2 { RUNS_OF_ONE + (stride == 2) as u8 } else { GATHER };
+    let lanes = ((1u32 << count) - 1) as __mmask16;
+    let mut base = [0; LANES];
+    let mut runs = [(0, 0); RUNS];
+    let mut used = 0;
+    let mut mode = match stride {
+        1 => RUNS_OF_ONE,
+        2 => RUNS_OF_TWO,
+        _ => GATHER,
+    };
     for (lane, &pixel) in pixels.iter().enumerate().take(count) {
         let zero = window.base(pixel) - lane as isize * stride;
-        panel.base[lane] = window.base(pixel) as i32;
-        match panel.runs[..panel.count].last_mut() {
+        base[lane] = window.base(pixel) as i32;
+        match runs[..used].last_mut() {
             Some(run) if run.1 == zero => run.0 |= 1 << lane,
-            _ if panel.count < RUNS => {
-                panel.runs[panel.count] = (1 << lane, zero);
-                panel.count += 1;
+            _ if used < RUNS => {
+                runs[used] = (1 << lane, zero);
+                used += 1;
             }
-            _ => panel.mode = GATHER,
+            _ => mode = GATHER,
         }
     }
-    if panel.count == 1 && panel.mode == RUNS_OF_ONE {
-        panel.mode = ONE_RUN;
+    if mode == GATHER {
+        runs[0] = (lanes, 0);
+        used = 1;
+    } else if mode == RUNS_OF_ONE && used == 1 {
+        mode = ONE_RUN;
     }
     // Coordinates at tap (0, 0) plus a tap's shift are below 2³¹ wherever they count, and wrap elsewhere.
-    let first_tap = |axis: usize| {
-        let mut at = [0i32; LANES];
-        for (at, pixel) in at.iter_mut().zip(&pixels) {
-            *at = (pixel[axis] * window.stride[axis]) as i32;
-        }
-        load(&at)
-    };
+    let first_tap =
+        |axis: usize| load(&pixels.map(|pixel| (pixel[axis] * window.stride[axis]) as i32));
     let (y, x) = (first_tap(0), first_tap(1));
     let (height, width) = (window.input[0] as i32, window.input[1] as i32);
     let (height, width) = (_mm512_set1_epi32(height), _mm512_set1_epi32(width));
-    panel.inside.clear();
-    panel.offsets.clear();
+    let Panel { taps, .. } = panel;
+    taps.clear();
     for tap in 0..window.taps() {
         let [down, right] = window.shifts(tap);
         let row = _mm512_add_epi32(y, _mm512_set1_epi32(down));
         let column = _mm512_add_epi32(x, _mm512_set1_epi32(right));
-        let inside = _mm512_mask_cmplt_epu32_mask(panel.lanes, row, height);
-        panel.inside.push(_mm512_mask_cmplt_epu32_mask(inside, column, width));
-        panel.offsets.push(window.offset(tap));
+        let inside = _mm512_mask_cmplt_epu32_mask(lanes, row, height);
+        let inside = _mm512_mask_cmplt_epu32_mask(inside, column, width);
+        for &(lanes, at) in &runs[..used] {
+            let lanes = lanes & inside;
+            let words = match mode {
+                RUNS_OF_TWO => [every_second(lanes), every_second(lanes >> 8)],
+                _ => [lanes, 0],
+            };
+            taps.push(Run {
+                at: at + window.offset(tap),
+                words,
+            });
+        }
     }
+    *panel = Panel {
+        mode,
+        plane: window.plane(),
+        base: load(&base),
+        count: used,
+        taps: std::mem::take(taps),
+    };
 }
 
 #[inline]
@@ -267,73 +321,46 @@ fn load(words: &[i32; LANES]) -> __m512i {
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
 }
 
-/// How to read one tap of a panel in any plane.
-struct Tap {
-    runs: [(__mmask16, isize); RUNS],
-    count: usize,
-    inside: __mmask16,
-    index: __m512i,
-}
-
-impl Tap {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new<const MODE: u8>(panel: &Panel, tap: usize) -> Self {
-        let (inside, offset) = (panel.inside[tap], panel.offsets[tap]);
-        let mut runs = panel.runs;
-        for run in &mut runs[..panel.count] {
-            *run = (run.0 & inside, run.1 + offset);
-        }
-        let index = if MODE == GATHER {
-            _mm512_add_epi32(load(&panel.base), _mm512_set1_epi32(offset as i32))
-        } else {
-            _mm512_setzero_si512()
-        };
-        Self { runs, count: panel.count, inside, index }
-    }
-
-    /// The words of `plane`, 0 in lanes that lie outside.
-    ///
-    /// # Safety
-    /// `plane` points at `plane` words of the panel that this tap was made for.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn read<const MODE: u8>(&self, plane: *const i32) -> __m512i {
-        // SAFETY: masked-off lanes are not accessed; the others read within the plane (see `find`). Pointers
-        // are formed with wrapping arithmetic, since that of lane 0 may lie outside.
-        unsafe {
-            match MODE {
-                ONE_RUN => {
-                    let (lanes, at) = self.runs[0];
-                    _mm512_maskz_loadu_epi32(lanes, plane.wrapping_offset(at))
+/// The words of `plane` at one tap of a panel, 0 in lanes that lie outside.
+///
+/// # Safety
+/// `runs` are those of one tap of a panel of mode `MODE`, `base` is that panel's, and `plane` points at as many
+/// words as its planes have.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn read<const MODE: u8>(runs: &[Run], base: __m512i, plane: *const i32) -> __m512i {
+    let mut read = _mm512_setzero_si512();
+    // SAFETY: masked-off words are not accessed; the others lie within the plane (see `find`). Pointers are
+    // formed with wrapping arithmetic, since that of lane 0 may lie outside.
+    unsafe {
+        match MODE {
+            ONE_RUN => {
+                let Run { at, words } = runs[0];
+                read = _mm512_maskz_loadu_epi32(words[0], plane.wrapping_offset(at));
+            }
+            RUNS_OF_ONE => {
+                for &Run { at, words } in runs {
+                    read = _mm512_mask_loadu_epi32(read, words[0], plane.wrapping_offset(at));
                 }
-                RUNS_OF_ONE => {
-                    let mut words = _mm512_setzero_si512();
-                    for &(lanes, at) in &self.runs[..self.count] {
-                        words = _mm512_mask_loadu_epi32(words, lanes, plane.wrapping_offset(at));
-                    }
-                    words
+            }
+            RUNS_OF_TWO => {
+                let even =
+                    _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+                for &Run { at, words } in runs {
+                    let at = plane.wrapping_offset(at);
+                    let low = _mm512_maskz_loadu_epi32(words[0], at);
+                    let high = _mm512_maskz_loadu_epi32(words[1], at.wrapping_add(LANES));
+                    read = _mm512_or_si512(read, _mm512_permutex2var_epi32(low, even, high));
                 }
-                RUNS_OF_TWO => {
-                    let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-                    let mut words = _mm512_setzero_si512();
-                    for &(lanes, at) in &self.runs[..self.count] {
-                        let low = plane.wrapping_offset(at);
-                        let low_words = _mm512_maskz_loadu_epi32(every_second(lanes), low);
-                        let high_words =
-                            _mm512_maskz_loadu_epi32(every_second(lanes >> 8), low.wrapping_add(LANES));
-                        let run = _mm512_permutex2var_epi32(low_words, even, high_words);
-                        words = _mm512_or_si512(words, run);
-                    }
-                    words
-                }
-                _ => {
-                    let none = _mm512_setzero_si512();
-                    _mm512_mask_i32gather_epi32::<4>(none, self.inside, self.index, plane)
-                }
+            }
+            _ => {
+                let Run { at, words } = runs[0];
+                let index = _mm512_add_epi32(base, _mm512_set1_epi32(at as i32));
+                read = _mm512_mask_i32gather_epi32::<4>(read, words[0], index, plane);
             }
         }
     }
+    read
 }
 
 /// Bit i of the low eight becomes bit 2i.
@@ -362,26 +389,26 @@ fn pack<const MODE: u8>(
     let mut holding = 0;
     let mut term = terms.start;
     while term < terms.end {
-        let tap = Tap::new::<MODE>(panel, term / channels);
+        let runs = &panel.taps[term / channels * panel.count..][..panel.count];
         let first = term % channels;
         let end = channels.min(first + terms.end - term);
         term += end - first;
         let mut channel = first;
         while channel < end {
             let words = x[channel * plane..].as_ptr().cast::<i32>();
-            // SAFETY: `x` holds `channels` planes, `channel` is below that, and four are read only if four are left.
+            // SAFETY: `x` holds `channels` planes, `channel` is below that, four are read only if four are left.
             unsafe {
                 if holding == 0 && end - channel >= STEP {
                     out.push(cut([
-                        tap.read::<MODE>(words),
-                        tap.read::<MODE>(words.add(plane)),
-                        tap.read::<MODE>(words.add(2 * plane)),
-                        tap.read::<MODE>(words.add(3 * plane)),
+                        read::<MODE>(runs, panel.base, words),
+                        read::<MODE>(runs, panel.base, words.add(plane)),
+                        read::<MODE>(runs, panel.base, words.add(2 * plane)),
+                        read::<MODE>(runs, panel.base, words.add(3 * plane)),
                     ]));
                     channel += STEP;
                     continue;
                 }
-                held[holding] = tap.read::<MODE>(words);
+                held[holding] = read::<MODE>(runs, panel.base, words);
             }
             holding += 1;
             channel += 1;
@@ -426,7 +453,10 @@ fn cut(words: [__m512i; 4]) -> [__m512i; 4] {
 #[target_feature(enable = "avx512f")]
 fn lane_offsets(indices: __m512i) -> __m512i {
     let upper = 0x0808_0808_0808_0808;
-    _mm512_add_epi64(indices, _mm512_set_epi64(upper, 0, upper, 0, upper, 0, upper, 0))
+    _mm512_add_epi64(
+        indices,
+        _mm512_set_epi64(upper, 0, upper, 0, upper, 0, upper, 0),
+    )
 }
 
 /// Four words of a row become four limbs of four terms each.
@@ -450,7 +480,8 @@ fn pixel_tile<const R: usize>(
     store: Store,
     rows: &mut [&mut [u32]],
 ) {
-    let mut sums = [START.map(|start| _mm512_set1_epi32(start)); R];
+    let short = pixels.len() * STEP <= SHORT;
+    let mut sums = [start(short); R];
     for (pixels, weights) in pixels.iter().zip(weights.as_chunks::<R>().0) {
         for (sums, &weight) in sums.iter_mut().zip(weights) {
             let weight = _mm512_set1_epi32(weight);
@@ -460,7 +491,8 @@ fn pixel_tile<const R: usize>(
         }
     }
     for (row, sums) in rows.iter_mut().zip(sums) {
-        write(recombine(sums), store.place, store.first, &mut row[store.column..][..store.count]);
+        let row = &mut row[store.column..][..store.count];
+        write(recombine(sums, short), store.place, store.first, row);
     }
 }
 
@@ -471,8 +503,14 @@ fn word_tile<const R: usize, const V: usize>(
     store: Store,
     rows: &mut [&mut [u32]],
 ) {
-    let mut sums = [[START.map(|start| _mm512_set1_epi32(start)); V]; R];
-    for (words, weights) in words.as_chunks::<R>().0.iter().zip(weights.as_chunks::<V>().0) {
+    let short = words.len() * STEP <= SHORT * R;
+    let mut sums = [[start(short); V]; R];
+    for (words, weights) in words
+        .as_chunks::<R>()
+        .0
+        .iter()
+        .zip(weights.as_chunks::<V>().0)
+    {
         for (sums, words) in sums.iter_mut().zip(words) {
             for (limb, &word) in words.iter().enumerate() {
                 let word = _mm512_set1_epi32(word);
@@ -485,16 +523,33 @@ fn word_tile<const R: usize, const V: usize>(
     for (row, sums) in rows.iter_mut().zip(sums) {
         let row = &mut row[store.column..][..store.count];
         for (row, sums) in row.chunks_mut(LANES).zip(sums) {
-            write(recombine(sums), store.place, store.first, row);
+            write(recombine(sums, short), store.place, store.first, row);
         }
     }
 }
 
-/// Σ sumⱼ·2⁸ʲ mod p, canonical, for sums in [0, 2³¹).
+/// What the sums of four limbs start from.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn recombine(sums: [__m512i; 4]) -> __m512i {
+fn start(short: bool) -> [__m512i; 4] {
+    let start = if short {
+        [HALVES[0], 0, HALVES[1], 0]
+    } else {
+        START
+    };
+    start.map(|start| _mm512_set1_epi32(start))
+}
+
+/// Σ sumⱼ·2⁸ʲ mod p, canonical, for sums that began with [`start`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn recombine(sums: [__m512i; 4], short: bool) -> __m512i {
     let [a, b, c, d] = sums;
+    if short {
+        let low = _mm512_add_epi32(a, _mm512_slli_epi32::<8>(b));
+        let high = _mm512_add_epi32(c, _mm512_slli_epi32::<8>(d));
+        return once(add(low, rotate::<16, 15>(high)));
+    }
     let low = add(a, rotate::<8, 23>(b));
     let high = add(rotate::<16, 15>(c), rotate::<24, 7>(d));
     once(add(low, high))
@@ -544,24 +599,29 @@ fn write(mut v: __m512i, place: u32, first: bool, row: &mut [u32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct(layer: &Direct, x: &[u32], first: usize, y: &mut [u32]) {
-    let window = &layer.window;
-    let mut panel = Panel::default();
-    let mut taps = Vec::with_capacity(window.taps());
-    for pixel in (0..window.pixels()).step_by(LANES) {
-        let count = LANES.min(window.pixels() - pixel);
-        find(window, pixel, count, &mut panel);
-        let run = pixel..pixel + count;
-        match panel.mode {
-            ONE_RUN => direct_panel::<ONE_RUN>(layer, &panel, &mut taps, x, first, run.clone(), y),
-            RUNS_OF_ONE => direct_panel::<RUNS_OF_ONE>(layer, &panel, &mut taps, x, first, run.clone(), y),
-            RUNS_OF_TWO => direct_panel::<RUNS_OF_TWO>(layer, &panel, &mut taps, x, first, run.clone(), y),
-            _ => direct_panel::<GATHER>(layer, &panel, &mut taps, x, first, run.clone(), y),
+fn direct(layer: &Direct, x: &[u32], first: usize, y: &mut [u32], panels: &mut Vec<Panel>) {
+    let pixels = layer.window.pixels();
+    for start in (0..pixels).step_by(AT_ONCE * LANES) {
+        let end = pixels.min(start + AT_ONCE * LANES);
+        panels.resize_with(AT_ONCE, Panel::default);
+        for (panel, pixel) in panels.iter_mut().zip((start..end).step_by(LANES)) {
+            find(&layer.window, pixel, LANES.min(end - pixel), panel);
+        }
+        for (out, y) in y.chunks_exact_mut(pixels).enumerate() {
+            let x = layer.inputs(x, first + out);
+            for (panel, y) in panels.iter().zip(y[start..end].chunks_mut(LANES)) {
+                match panel.mode {
+                    ONE_RUN => direct_panel::<ONE_RUN>(layer, panel, x, first + out, y),
+                    RUNS_OF_ONE => direct_panel::<RUNS_OF_ONE>(layer, panel, x, first + out, y),
+                    RUNS_OF_TWO => direct_panel::<RUNS_OF_TWO>(layer, panel, x, first + out, y),
+                    _ => direct_panel::<GATHER>(layer, panel, x, first + out, y),
+                }
+            }
         }
     }
 }
 
-/// One panel of every output channel in `y`, the first of which is `first`.
+/// One panel of output channel `out`.
 ///
 /// Halves are moved to [−2¹⁵, 2¹⁵) for the signed `vpdpwssd`; the sums start from what that takes away.
 #[inline]
@@ -569,37 +629,34 @@ fn direct(layer: &Direct, x: &[u32], first: usize, y: &mut [u32]) {
 fn direct_panel<const MODE: u8>(
     layer: &Direct,
     panel: &Panel,
-    taps: &mut Vec<Tap>,
     x: &[u32],
-    first: usize,
-    run: Range<usize>,
+    out: usize,
     y: &mut [u32],
 ) {
-    let window = &layer.window;
     let flip = _mm512_set1_epi32(0x8000_8000_u32 as i32);
-    taps.clear();
-    for tap in 0..window.taps() {
-        taps.push(Tap::new::<MODE>(panel, tap));
-    }
-    for (out, y) in y.chunks_exact_mut(window.pixels()).enumerate() {
-        let x = layer.inputs(x, first + out);
-        for (index, (weights, place)) in layer.planes.iter().enumerate() {
-            let weights = &weights[(first + out) * layer.terms()..][..layer.terms()];
-            let sum: i32 = weights.iter().map(|w| w[1] >> 16).sum();
-            let mut low = _mm512_set1_epi32(HALVES[0] + (sum << 15));
-            let mut high = _mm512_set1_epi32(HALVES[1] + (sum << 15));
-            let planes = x.chunks_exact(panel.plane).zip(weights.chunks_exact(window.taps()));
-            for (plane, weights) in planes {
-                for (tap, weight) in taps.iter().zip(weights) {
-                    // SAFETY: `plane` has as many words as the panel's planes.
-                    let words = unsafe { tap.read::<MODE>(plane.as_ptr().cast()) };
-                    let words = _mm512_xor_si512(words, flip);
-                    low = _mm512_dpwssd_epi32(low, words, _mm512_set1_epi32(weight[0]));
-                    high = _mm512_dpwssd_epi32(high, words, _mm512_set1_epi32(weight[1]));
-                }
+    for (index, plane) in layer.planes.iter().enumerate() {
+        let (weights, moved) = plane.weights(out, layer.terms());
+        let mut low = _mm512_set1_epi32(HALVES[0] + moved);
+        let mut high = _mm512_set1_epi32(HALVES[1] + moved);
+        for channel in 0..layer.in_group {
+            let x = &x[channel * panel.plane..][..panel.plane];
+            let weights = &weights[channel * layer.window.taps()..][..layer.window.taps()];
+            let mut taps = panel.taps.as_slice();
+            for weight in weights {
+                let runs;
+                (runs, taps) = taps.split_at(panel.count);
+                // SAFETY: `x` has as many words as the panel's planes.
+                let words = unsafe { read::<MODE>(runs, panel.base, x.as_ptr().cast()) };
+                let words = _mm512_xor_si512(words, flip);
+                low = _mm512_dpwssd_epi32(low, words, _mm512_set1_epi32(weight[0]));
+                high = _mm512_dpwssd_epi32(high, words, _mm512_set1_epi32(weight[1]));
             }
-            let v = once(add(low, rotate::<16, 15>(high)));
-            write(v, *place, index == 0, &mut y[run.clone()]);
         }
+        let v = once(add(low, rotate::<16, 15>(high)));
+        write(v, plane.place, index == 0, y);
     }
 }
+
+/// Panels found before the channels pass by them: few enough for the first-level cache, enough for a channel's
+/// rows to be read in order.
+const AT_ONCE: usize = 64;

@@ -1,0 +1,281 @@
+//! Frames on a stream.
+//!
+//! A header is held against the limits before anything is allocated for what it announces, and
+//! memory follows the bytes that have arrived: at most twice those and 1 MiB. Words are read
+//! into the vector that the frame hands out; on little-endian machines they are not touched
+//! again.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::time::Duration;
+
+use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header};
+use larvatus_proto::machine::LinkEnd;
+use larvatus_proto::wire::DecodeError;
+
+/// Words allocated ahead of those that have arrived, at the least: 1 MiB.
+const AHEAD: usize = 1 << 18;
+
+/// Why a link carries no further frame.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The peer closed it between frames.
+    #[error("the peer closed the link")]
+    Closed,
+    /// The peer closed it inside a frame.
+    #[error("the link ended inside a frame")]
+    CutOff,
+    /// The peer did not read.
+    #[error("the peer read nothing for {} s", after.as_secs_f32())]
+    Stalled {
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The peer sent a header beyond the limits.
+    #[error("the peer sent no frame that is acceptable now: {0}")]
+    Malformed(#[source] DecodeError),
+    /// The system's error.
+    #[error("the link broke: {0}")]
+    Io(#[source] io::Error),
+}
+
+impl LinkError {
+    /// What a machine is told.
+    pub fn end(&self) -> LinkEnd {
+        match self {
+            Self::Closed | Self::CutOff | Self::Io(_) => LinkEnd::Closed,
+            Self::Stalled { .. } => LinkEnd::Stalled,
+            Self::Malformed(error) => LinkEnd::Malformed(error.clone()),
+        }
+    }
+}
+
+/// Reads one frame. `limits` is asked when the header has arrived, not before.
+///
+/// # Errors
+/// [`LinkError::Closed`] before the first byte, [`LinkError::CutOff`] after it,
+/// [`LinkError::Malformed`] where the header exceeds the limits, [`LinkError::Io`].
+pub fn read_frame(
+    stream: &mut impl Read,
+    limits: impl FnOnce() -> FrameLimits,
+) -> Result<Frame, LinkError> {
+    let mut header = [0; HEADER];
+    let (first, rest) = header.split_at_mut(1);
+    stream
+        .read_exact(first)
+        .map_err(|error| match cut_off(error) {
+            LinkError::CutOff => LinkError::Closed,
+            other => other,
+        })?;
+    stream.read_exact(rest).map_err(cut_off)?;
+    let Header {
+        kind,
+        head: head_len,
+        words: count,
+    } = Header::decode(header, limits()).map_err(LinkError::Malformed)?;
+
+    let mut head = vec![0; head_len];
+    stream.read_exact(&mut head).map_err(cut_off)?;
+
+    let mut words: Vec<u32> = Vec::new();
+    while words.len() < count {
+        let arrived = words.len();
+        let left = count - arrived;
+        if words.capacity() == arrived {
+            let no_memory = |_| LinkError::Io(ErrorKind::OutOfMemory.into());
+            words
+                .try_reserve_exact(left.min(arrived.max(AHEAD)))
+                .map_err(no_memory)?;
+        }
+        words.resize(arrived + left.min(AHEAD).min(words.capacity() - arrived), 0);
+        let space = words.get_mut(arrived..).unwrap_or_default();
+        stream
+            .read_exact(bytemuck::cast_slice_mut(space))
+            .map_err(cut_off)?;
+        if cfg!(target_endian = "big") {
+            space
+                .iter_mut()
+                .for_each(|word| *word = u32::from_le(*word));
+        }
+    }
+    Ok(Frame { kind, head, words })
+}
+
+fn cut_off(error: io::Error) -> LinkError {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => LinkError::CutOff,
+        _ => LinkError::Io(error),
+    }
+}
+
+/// Writes one frame, its three parts together.
+///
+/// # Errors
+/// The stream's error; [`ErrorKind::WriteZero`] where it takes nothing;
+/// [`ErrorKind::InvalidInput`] where the frame's lengths do not fit its header.
+pub fn write_frame(stream: &mut impl Write, frame: &Frame) -> io::Result<()> {
+    if u16::try_from(frame.head.len()).is_err() || u32::try_from(frame.words.len()).is_err() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    let header = frame.header();
+    let swapped: Vec<u32>;
+    let words = if cfg!(target_endian = "big") {
+        swapped = frame.words.iter().map(|word| word.to_le()).collect();
+        &swapped
+    } else {
+        &frame.words
+    };
+    let payload: &[u8] = bytemuck::cast_slice(words);
+    let mut parts = [&header[..], &frame.head, payload].map(IoSlice::new);
+    let mut parts = &mut parts[..];
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match stream.write_vectored(parts) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => IoSlice::advance_slices(&mut parts, count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDE: FrameLimits = FrameLimits {
+        head: 512,
+        words: 1 << 22,
+    };
+
+    /// Gives or takes one to three bytes at a time.
+    struct Dribble(Vec<u8>, usize);
+
+    impl Read for Dribble {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            let rest = &self.0[self.1..];
+            let count = to.len().min(rest.len()).min(1 + self.1 % 3);
+            to[..count].copy_from_slice(&rest[..count]);
+            self.1 += count;
+            Ok(count)
+        }
+    }
+
+    impl Write for Dribble {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            let count = from.len().min(1 + self.0.len() % 3);
+            self.0.extend_from_slice(&from[..count]);
+            Ok(count)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn frames_survive_partial_reads_and_writes() {
+        for (head, words) in [(0, 0), (1, 0), (0, 1), (512, 3), (3, 1000)] {
+            let frame = Frame {
+                kind: 9,
+                head: vec![7; head],
+                words: (0..words).collect(),
+            };
+            let mut stream = Dribble(vec![], 0);
+            write_frame(&mut stream, &frame).unwrap();
+            assert_eq!(stream.0.len() as u64, frame.size());
+            assert_eq!(read_frame(&mut stream, || WIDE).unwrap(), frame);
+            assert!(matches!(
+                read_frame(&mut stream, || WIDE),
+                Err(LinkError::Closed)
+            ));
+        }
+    }
+
+    #[test]
+    fn every_cut_inside_a_frame_is_told_from_an_end() {
+        let frame = Frame {
+            kind: 1,
+            head: vec![1, 2],
+            words: vec![3],
+        };
+        let mut bytes = vec![];
+        write_frame(&mut bytes, &frame).unwrap();
+        for cut in 1..bytes.len() {
+            let result = read_frame(&mut &bytes[..cut], || WIDE);
+            assert!(matches!(result, Err(LinkError::CutOff)), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn memory_follows_what_arrives() {
+        /// Notes the largest piece that it is asked for.
+        struct Nosy(usize, usize);
+        impl Read for Nosy {
+            fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+                self.1 = self.1.max(to.len());
+                let count = to.len().min(self.0);
+                self.0 -= count;
+                Ok(count)
+            }
+        }
+        let limits = FrameLimits {
+            head: 0,
+            words: u32::MAX as usize,
+        };
+        let mut header = &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff][..];
+        let mut zeros = Nosy(10, 0);
+        let result = read_frame(&mut (&mut header).chain(&mut zeros), || limits);
+        assert!(matches!(result, Err(LinkError::CutOff)));
+        assert_eq!(zeros.1, 4 * AHEAD);
+    }
+
+    #[test]
+    fn the_last_word_of_a_frame_is_the_last_of_its_memory() {
+        for count in [1, AHEAD, AHEAD + 1, 5 * AHEAD + 3] {
+            let frame = Frame {
+                kind: 1,
+                head: vec![],
+                words: vec![0xfeed; count],
+            };
+            let mut bytes = vec![];
+            write_frame(&mut bytes, &frame).unwrap();
+            let read = read_frame(&mut &bytes[..], || WIDE).unwrap();
+            assert_eq!(read, frame);
+            assert_eq!(read.words.capacity(), count);
+        }
+    }
+
+    #[test]
+    fn headers_beyond_the_limits_are_refused_unread() {
+        let limits = FrameLimits { head: 2, words: 3 };
+        for (head, words) in [(3, 0), (0, 4)] {
+            let frame = Frame {
+                kind: 1,
+                head: vec![0; head],
+                words: vec![0; words],
+            };
+            let mut bytes = vec![];
+            write_frame(&mut bytes, &frame).unwrap();
+            let mut rest = &bytes[..];
+            let result = read_frame(&mut rest, || limits);
+            assert!(matches!(
+                result,
+                Err(LinkError::Malformed(DecodeError::TooMany { .. }))
+            ));
+            assert_eq!(rest.len(), bytes.len() - HEADER);
+        }
+    }
+
+    #[test]
+    fn lengths_that_a_header_cannot_say_are_not_sent() {
+        let frame = Frame {
+            kind: 1,
+            head: vec![0; 1 << 16],
+            words: vec![],
+        };
+        let mut bytes = vec![];
+        let error = write_frame(&mut bytes, &frame).unwrap_err();
+        assert_eq!((error.kind(), bytes.len()), (ErrorKind::InvalidInput, 0));
+    }
+}

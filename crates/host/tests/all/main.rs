@@ -1,0 +1,5 @@
+//! Links, pumps and servers over real sockets.
+
+mod common;
+mod links;
+mod serving;

@@ -1,0 +1,83 @@
+//! What an engine must do: load a model, compute its rounds.
+
+use larvatus_kernels::linear::ShapeError;
+use larvatus_proto::program::WorkerModel;
+use larvatus_proto::wire::DecodeError;
+
+/// An engine that computes exact linear layers modulo p = 2³¹ − 1.
+pub trait Backend: Send + Sync {
+    /// What it calls itself, for people: `cpu avx512, 2 threads`.
+    fn name(&self) -> String;
+
+    /// Prepares a model for calls. The model's bytes are not needed afterwards.
+    ///
+    /// # Errors
+    /// [`BackendError`] where the engine refuses a layer or lacks the memory.
+    fn load(&self, model: &WorkerModel) -> Result<Box<dyn Loaded>, BackendError>;
+}
+
+/// A model that an engine is ready to compute; shared by connections and threads.
+pub trait Loaded: Send + Sync {
+    /// Computes all calls of a round.
+    ///
+    /// Shapes: `words` are the round's uploads one after the other, the result its calls'
+    /// answers one after the other, images in order within each.
+    /// Domain: any words. Exactness: exact, answers canonical (below p).
+    ///
+    /// # Errors
+    /// [`BackendError::Round`] and [`BackendError::Words`] where the program has no such round;
+    /// [`BackendError::Memory`] where the answer does not fit.
+    fn call(&self, round: u32, words: &[u32]) -> Result<Vec<u32>, BackendError>;
+
+    /// Bytes of memory that it holds.
+    fn bytes(&self) -> u64;
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The weights are not those of the program.
+    #[error("weights of the model")]
+    Weights(#[source] DecodeError),
+    /// A layer that the engine refuses.
+    #[error("layer {layer} is refused: {source}")]
+    Layer {
+        /// Index in the program.
+        layer: usize,
+        /// Why.
+        source: ShapeError,
+    },
+    /// The program has fewer rounds.
+    #[error("round {round} of a program of {rounds}")]
+    Round {
+        /// The round asked for.
+        round: u32,
+        /// Rounds there are.
+        rounds: usize,
+    },
+    /// The uploads of a round have another length.
+    #[error("round {round} takes {expected} words, {got} came")]
+    Words {
+        /// The round asked for.
+        round: u32,
+        /// Words of its uploads.
+        expected: usize,
+        /// Words that came.
+        got: usize,
+    },
+    /// Memory that the system does not give.
+    #[error("no memory for {words} words")]
+    Memory {
+        /// Words wanted.
+        words: usize,
+    },
+    /// The system gives no threads.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// Threads wanted.
+        threads: usize,
+        /// The system's reason.
+        reason: String,
+    },
+}

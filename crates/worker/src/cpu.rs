@@ -1,0 +1,283 @@
+//! The engine for processors: the kernels' exact layers on a pool of threads.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+
+use larvatus_kernels::isa::Isa;
+use larvatus_kernels::linear::Linear;
+use larvatus_proto::program::{Program, WorkerModel};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::backend::{Backend, BackendError, Loaded};
+
+/// The engine for processors. Its threads are its own: with one thread it computes on that
+/// thread, never on the caller's.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pool: Arc<ThreadPool>,
+}
+
+impl Cpu {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`BackendError::Threads`] where the system does not give them.
+    pub fn new(threads: NonZeroUsize) -> Result<Self, BackendError> {
+        let threads = threads.get();
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("larvatus-cpu-{index}"))
+            .build()
+            .map_err(|error| BackendError::Threads {
+                threads,
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            pool: Arc::new(pool),
+        })
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        let threads = self.pool.current_num_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu {}, {threads} thread{plural}", Isa::best().name())
+    }
+
+    fn load(&self, model: &WorkerModel) -> Result<Box<dyn Loaded>, BackendError> {
+        let program = model.program();
+        let weights = model.weights().map_err(BackendError::Weights)?;
+        let prepare = || {
+            let layers = program.layers().iter().zip(weights).enumerate();
+            layers
+                .map(|(layer, (spec, weights))| {
+                    Linear::new(spec.shape.clone(), &weights)
+                        .map_err(|source| BackendError::Layer { layer, source })
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let layers = self.pool.install(prepare)?;
+        Ok(Box::new(Prepared {
+            pool: Arc::clone(&self.pool),
+            layers,
+            rounds: rounds(program),
+        }))
+    }
+}
+
+/// A program as slices of its words: nothing in it is looked up by a peer's number but the round.
+struct Prepared {
+    pool: Arc<ThreadPool>,
+    layers: Vec<Linear>,
+    rounds: Vec<Steps>,
+}
+
+struct Steps {
+    request: usize,
+    answer: usize,
+    calls: Vec<Step>,
+}
+
+struct Step {
+    layer: usize,
+    /// Words of one image.
+    inputs: usize,
+    outputs: usize,
+    /// Where in the request and in the answer.
+    from: Range<usize>,
+    to: Range<usize>,
+}
+
+fn rounds(program: &Program) -> Vec<Steps> {
+    let rounds = program.rounds().iter();
+    rounds
+        .map(|round| {
+            let uploads: Vec<Range<usize>> = ranges(round.uploads.iter().copied());
+            let layers = round
+                .calls
+                .iter()
+                .filter_map(|call| program.layer(call.layer));
+            let answers = ranges(layers.clone().map(|layer| layer.outputs()));
+            let calls = round.calls.iter().zip(layers).zip(answers);
+            let calls = calls
+                .filter_map(|((call, layer), to)| {
+                    Some(Step {
+                        layer: call.layer.index(),
+                        inputs: layer.shape.inputs(),
+                        outputs: layer.shape.outputs(),
+                        from: uploads.get(usize::from(call.upload))?.clone(),
+                        to,
+                    })
+                })
+                .collect();
+            let (request, answer) = (program.request_words(round), program.answer_words(round));
+            Steps {
+                request,
+                answer,
+                calls,
+            }
+        })
+        .collect()
+}
+
+fn ranges(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let place = |at: &mut usize, length: usize| {
+        let start = *at;
+        *at += length;
+        Some(start..*at)
+    };
+    lengths.scan(0, place).collect()
+}
+
+impl Loaded for Prepared {
+    fn call(&self, round: u32, words: &[u32]) -> Result<Vec<u32>, BackendError> {
+        let none = BackendError::Round {
+            round,
+            rounds: self.rounds.len(),
+        };
+        let steps = usize::try_from(round)
+            .ok()
+            .and_then(|index| self.rounds.get(index));
+        let steps = steps.ok_or(none)?;
+        if words.len() != steps.request {
+            let (expected, got) = (steps.request, words.len());
+            return Err(BackendError::Words {
+                round,
+                expected,
+                got,
+            });
+        }
+        let mut answer = Vec::new();
+        let no_memory = |_| BackendError::Memory {
+            words: steps.answer,
+        };
+        answer.try_reserve_exact(steps.answer).map_err(no_memory)?;
+        answer.resize(steps.answer, 0);
+        self.pool.install(|| {
+            for step in &steps.calls {
+                let layer = self.layers.get(step.layer);
+                let slices = (
+                    words.get(step.from.clone()),
+                    answer.get_mut(step.to.clone()),
+                );
+                let (Some(layer), (Some(x), Some(y))) = (layer, slices) else {
+                    continue;
+                };
+                for (x, y) in x
+                    .chunks_exact(step.inputs)
+                    .zip(y.chunks_exact_mut(step.outputs))
+                {
+                    layer.apply(x, y);
+                }
+            }
+        });
+        Ok(answer)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bytes() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larvatus_kernels::linear::{Conv, MatMul, Shape, Weights};
+    use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Round};
+
+    use super::*;
+
+    fn loaded(images: usize) -> Box<dyn Loaded> {
+        let pointwise = Conv {
+            groups: 1,
+            in_channels: 2,
+            out_channels: 1,
+            input: [1, 3],
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pad_begin: [0, 0],
+            pad_end: [0, 0],
+        };
+        let spec = |shape| LayerSpec {
+            shape,
+            images,
+            planes: 1,
+            shift: 0,
+        };
+        let layers = vec![
+            spec(Shape::conv(pointwise).unwrap()),
+            spec(
+                Shape::matmul(MatMul {
+                    groups: 1,
+                    rows: 2,
+                    inner: 3,
+                    columns: 1,
+                })
+                .unwrap(),
+            ),
+        ];
+        let call = |layer, upload| LayerCall {
+            layer: LayerId(layer),
+            upload,
+        };
+        let uploads = vec![6 * images];
+        let rounds = vec![
+            Round {
+                uploads: uploads.clone(),
+                calls: vec![call(0, 0), call(1, 0)],
+            },
+            Round {
+                uploads: vec![6 * images; 2],
+                calls: vec![call(1, 1), call(0, 0)],
+            },
+        ];
+        let weights =
+            [vec![1, 10], vec![1, 2, -1]].map(|plane| Weights::new(vec![plane], 0).unwrap());
+        let program = Program::new(layers, rounds).unwrap();
+        let model = WorkerModel::new(program, &[&weights[0], &weights[1]]).unwrap();
+        Cpu::new(NonZeroUsize::MIN).unwrap().load(&model).unwrap()
+    }
+
+    #[test]
+    fn calls_of_a_round_answer_in_order_from_their_uploads() {
+        let model = loaded(1);
+        let x = [1, 2, 3, 4, 5, 6];
+        assert_eq!(model.call(0, &x).unwrap(), [41, 52, 63, 2, 8]);
+        let both = [1, 2, 3, 4, 5, 6, 1, 0, 0, 0, 0, 1];
+        assert_eq!(
+            model.call(1, &both).unwrap(),
+            [1, (1 << 31) - 2, 41, 52, 63]
+        );
+    }
+
+    #[test]
+    fn images_are_computed_one_by_one() {
+        let model = loaded(2);
+        let x = [1, 2, 3, 4, 5, 6, 0, 0, 0, 1, 1, 1];
+        assert_eq!(
+            model.call(0, &x).unwrap(),
+            [41, 52, 63, 10, 10, 10, 2, 8, 0, 2]
+        );
+    }
+
+    #[test]
+    fn rounds_and_lengths_that_are_not_there_are_refused() {
+        let model = loaded(1);
+        assert_eq!(
+            model.call(2, &[]),
+            Err(BackendError::Round {
+                round: 2,
+                rounds: 2
+            })
+        );
+        let words = BackendError::Words {
+            round: 0,
+            expected: 6,
+            got: 5,
+        };
+        assert_eq!(model.call(0, &[0; 5]), Err(words));
+        assert!(model.bytes() >= 5);
+    }
+}

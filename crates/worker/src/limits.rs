@@ -1,0 +1,262 @@
+//! What a peer may make a worker hold or compute.
+
+use std::time::Duration;
+
+use larvatus_kernels::linear::Shape;
+use larvatus_proto::program::{LayerSpec, Program, Round};
+
+/// Limits of a worker. Each default is what the common models need with room to spare; a worker
+/// that serves one known model may be stricter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "settings that callers write as a literal"
+)]
+pub struct Limits {
+    /// Connections at a time; whoever accepts them enforces it. 8: each may hold about five
+    /// times [`round_words`](Self::round_words) in requests and answers.
+    pub connections: usize,
+    /// Models held, unfinished uploads included. 8.
+    pub models: usize,
+    /// Bytes of one upload. 1 GiB: VGG16 in int8 is 138 MB, BERT-large 340 MB.
+    pub model_bytes: u64,
+    /// Bytes of all models, unfinished uploads included. 4 GiB. While one model is made ready it
+    /// is held up to three times; only one is made ready at a time.
+    pub store_bytes: u64,
+    /// Words of a round in one direction. 2²⁵ (128 MiB): ten images of VGG16's largest layer.
+    pub round_words: usize,
+    /// Multiplications of a round. 2⁴⁰: seventy images of all of VGG16.
+    pub round_macs: u64,
+    /// Calls of one connection that wait to be computed. 2: one travels while one is computed.
+    pub calls: usize,
+    /// Silence after which a connection is ended. Five minutes.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8,
+            models: 8,
+            model_bytes: 1 << 30,
+            store_bytes: 4 << 30,
+            round_words: 1 << 25,
+            round_macs: 1 << 40,
+            calls: 2,
+            idle: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Most groups of a layer. Each takes the engine some memory of its own, however small its
+/// matrix; real layers have at most a few thousand.
+pub const MAX_GROUPS: usize = 1 << 16;
+
+/// Engines pack the matrix of each group in blocks of at most this many rows and columns.
+const BLOCK: usize = 64;
+
+/// A program that asks for more than the limits allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TooMuch {
+    /// A layer has too many groups.
+    #[error("layer {layer}: {got} groups, the limit is {MAX_GROUPS}")]
+    Groups {
+        /// Index in the program.
+        layer: usize,
+        /// Its groups.
+        got: usize,
+    },
+    /// The layers would take too much memory: many small matrices take more than their bytes.
+    #[error("weights may take {got} bytes when packed, the limit is {limit}")]
+    Packed {
+        /// The worker's limit for all models.
+        limit: u64,
+        /// Bytes that all layers may take.
+        got: u64,
+    },
+    /// A round carries too many words in one direction.
+    #[error("round {round}: {got} words in one direction, the limit is {limit}")]
+    Words {
+        /// Index in the program.
+        round: usize,
+        /// The worker's limit.
+        limit: usize,
+        /// Words of the request or of the answer, whichever is more.
+        got: usize,
+    },
+    /// A round multiplies too often.
+    #[error("round {round}: {got} multiplications, the limit is {limit}")]
+    Macs {
+        /// Index in the program.
+        round: usize,
+        /// The worker's limit.
+        limit: u64,
+        /// Multiplications of its calls.
+        got: u64,
+    },
+}
+
+impl Limits {
+    /// Holds every layer and every round of a program against the limits.
+    ///
+    /// # Errors
+    /// [`TooMuch`] names the first layer or round that exceeds one.
+    pub fn admit(&self, program: &Program) -> Result<(), TooMuch> {
+        let mut packed = 0_u64;
+        for (layer, spec) in program.layers().iter().enumerate() {
+            let (got, bytes) = layer_packed(spec);
+            if got > MAX_GROUPS {
+                return Err(TooMuch::Groups { layer, got });
+            }
+            packed = packed.saturating_add(bytes);
+        }
+        if packed > self.store_bytes {
+            return Err(TooMuch::Packed {
+                limit: self.store_bytes,
+                got: packed,
+            });
+        }
+        for (round, calls) in program.rounds().iter().enumerate() {
+            let got = program
+                .request_words(calls)
+                .max(program.answer_words(calls));
+            if got > self.round_words {
+                return Err(TooMuch::Words {
+                    round,
+                    limit: self.round_words,
+                    got,
+                });
+            }
+            let got = macs(program, calls);
+            if got > self.round_macs {
+                return Err(TooMuch::Macs {
+                    round,
+                    limit: self.round_macs,
+                    got,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn macs(program: &Program, round: &Round) -> u64 {
+    let layers = round
+        .calls
+        .iter()
+        .filter_map(|call| program.layer(call.layer));
+    layers.map(layer_macs).fold(0, u64::saturating_add)
+}
+
+fn layer_macs(layer: &LayerSpec) -> u64 {
+    let images = layer.images as u64 * u64::from(layer.planes);
+    layer.shape.macs().saturating_mul(images)
+}
+
+/// Groups of a layer, and the most bytes that its weights take when packed.
+fn layer_packed(layer: &LayerSpec) -> (usize, u64) {
+    let (groups, rows) = match &layer.shape {
+        Shape::Conv(conv) => (conv.groups, conv.out_channels / conv.groups),
+        Shape::MatMul(matmul) => (matmul.groups, matmul.columns),
+    };
+    let blocks = |extent: usize| extent.next_multiple_of(BLOCK) as u64;
+    let matrix = blocks(rows).saturating_mul(blocks(layer.shape.taps()));
+    let planes = groups as u64 * u64::from(layer.planes);
+    (groups, matrix.saturating_mul(planes))
+}
+
+#[cfg(test)]
+mod tests {
+    use larvatus_kernels::isa::Isa;
+    use larvatus_kernels::linear::{Conv, Linear, MatMul, Weights};
+
+    use super::*;
+
+    /// Groups, rows of one group's matrix and taps, as both kinds of layer.
+    fn shapes(groups: usize, rows: usize, taps: usize) -> [Shape; 2] {
+        let conv = Conv {
+            groups,
+            in_channels: groups * taps,
+            out_channels: groups * rows,
+            input: [1, 20],
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pad_begin: [0, 0],
+            pad_end: [0, 0],
+        };
+        let matmul = MatMul {
+            groups,
+            rows: 2,
+            inner: taps,
+            columns: rows,
+        };
+        [Shape::conv(conv).unwrap(), Shape::matmul(matmul).unwrap()]
+    }
+
+    #[test]
+    fn packed_layers_take_no_more_than_is_counted() {
+        for isa in Isa::available() {
+            for (groups, rows, taps) in [
+                (1, 1, 1),
+                (99, 1, 1),
+                (7, 17, 9),
+                (3, 65, 130),
+                (2, 6, 4097),
+                (5, 3, 31),
+            ] {
+                for shape in shapes(groups, rows, taps) {
+                    let weights = Weights::new(vec![vec![1; shape.weights()]; 2], 4).unwrap();
+                    let spec = LayerSpec {
+                        shape: shape.clone(),
+                        images: 1,
+                        planes: 2,
+                        shift: 4,
+                    };
+                    let held = Linear::with_isa(isa, shape, &weights).unwrap().bytes() as u64;
+                    let (counted_groups, counted) = layer_packed(&spec);
+                    assert_eq!(counted_groups, groups);
+                    let name = isa.name();
+                    assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_small_matrices_are_refused() {
+        let limits = Limits {
+            store_bytes: 1 << 20,
+            ..Limits::default()
+        };
+        for shape in shapes(MAX_GROUPS + 1, 1, 1) {
+            let layers = vec![LayerSpec {
+                shape,
+                images: 1,
+                planes: 1,
+                shift: 0,
+            }];
+            let program = Program::new(layers, vec![]).unwrap();
+            let groups = TooMuch::Groups {
+                layer: 0,
+                got: MAX_GROUPS + 1,
+            };
+            assert_eq!(limits.admit(&program), Err(groups));
+        }
+        for shape in shapes(257, 1, 1) {
+            let layers = vec![LayerSpec {
+                shape,
+                images: 1,
+                planes: 1,
+                shift: 0,
+            }];
+            let program = Program::new(layers, vec![]).unwrap();
+            let packed = TooMuch::Packed {
+                limit: 1 << 20,
+                got: 257 << 12,
+            };
+            assert_eq!(limits.admit(&program), Err(packed));
+        }
+    }
+}

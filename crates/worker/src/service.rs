@@ -1,0 +1,308 @@
+//! One connection of a worker, as a state machine.
+//!
+//! | state | awaits | answers |
+//! |---|---|---|
+//! | [`AwaitHello`] | a hello | welcome |
+//! | [`AwaitOffer`] | an offer | want or ready |
+//! | [`AwaitChunks`] | the bytes of an upload | ready when complete, want when out of order |
+//! | [`AwaitCalls`] | calls | an answer to each, in order |
+//! | [`Over`] | nothing | |
+//!
+//! Whatever is repeated is answered again, so that a peer may retry anything whose answer it did
+//! not see. A hello is welcome in every state, and an offer replaces the one before it. Every
+//! request that a state cannot serve is answered by a failure that says why; only a frame that is
+//! no request, another version, silence and replies that nobody takes end the conversation.
+//!
+//! A call is computed when its answer is transmitted, so a peer that does not read makes the
+//! worker hold no answers, and of its calls no more than [`Limits::calls`](crate::Limits::calls).
+
+mod states;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larvatus_proto::VERSION;
+use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
+use larvatus_proto::machine::{LinkEnd, Machine, Now};
+use larvatus_proto::wire::DecodeError;
+
+use crate::backend::BackendError;
+use crate::limits::TooMuch;
+use crate::store::{Model, Store, StoreError};
+use states::{AwaitHello, Over, State};
+
+/// Replies that may wait to be sent; a peer that lets more wait does not read.
+const MAX_REPLIES: usize = 64;
+
+/// Why a worker does not do what it was asked; peers get its text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// The frame is no request.
+    #[error("not a request: {0}")]
+    NotARequest(#[source] DecodeError),
+    /// The peer speaks another version.
+    #[error("version {got} is asked for, this worker speaks {speaks}")]
+    Version {
+        /// The version of this worker.
+        speaks: u16,
+        /// The peer's version.
+        got: u16,
+    },
+    /// A request before the hello.
+    #[error("a hello comes first")]
+    NoHello,
+    /// A chunk or a call before an offer.
+    #[error("no model has been offered")]
+    NoOffer,
+    /// A call while the upload is incomplete.
+    #[error("the model is not complete: {got} of {total} bytes")]
+    Incomplete {
+        /// Bytes held.
+        got: u64,
+        /// Bytes of the upload.
+        total: u64,
+    },
+    /// An offer whose sizes cannot be.
+    #[error("offer of a program of {program} bytes in an upload of {total}")]
+    OfferSizes {
+        /// Bytes of the program.
+        program: u32,
+        /// Bytes of the upload.
+        total: u64,
+    },
+    /// A chunk that goes beyond the upload's end.
+    #[error("chunk of {got} bytes where {left} are left")]
+    PastEnd {
+        /// Bytes that lack.
+        left: u64,
+        /// Bytes of the chunk.
+        got: usize,
+    },
+    /// The program of the upload is not well formed.
+    #[error("program is refused: {0}")]
+    Program(#[source] DecodeError),
+    /// The program asks for too much.
+    #[error("program is refused: {0}")]
+    TooMuch(#[source] TooMuch),
+    /// The store does not take the model.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system has no memory for the upload.
+    #[error("no memory for {total} bytes")]
+    Memory {
+        /// Bytes of the upload.
+        total: u64,
+    },
+    /// The call is not one of the program, or the engine failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Too many calls wait.
+    #[error("{limit} calls wait already")]
+    Busy {
+        /// The worker's limit.
+        limit: usize,
+    },
+    /// The peer sends and does not read.
+    #[error("replies are not read")]
+    NotRead,
+    /// The peer was silent for too long.
+    #[error("nothing came for {} s", idle.as_secs())]
+    Idle {
+        /// The worker's limit.
+        idle: Duration,
+    },
+}
+
+/// One connection of a worker. Make one for each link; they share a [`Store`].
+#[derive(Debug)]
+pub struct Service {
+    cx: Context,
+    state: State,
+    active: Now,
+    /// Whether a call was computed since the time was last seen.
+    computed: bool,
+}
+
+/// What all states share.
+#[derive(Debug)]
+struct Context {
+    store: Arc<Store>,
+    outbox: VecDeque<Pending>,
+}
+
+/// Something to send.
+#[derive(Debug)]
+enum Pending {
+    Reply(Reply),
+    Call {
+        model: Arc<Model>,
+        call: u64,
+        round: u32,
+        words: Vec<u32>,
+    },
+}
+
+impl Context {
+    fn reply(&mut self, reply: Reply) {
+        self.outbox.push_back(Pending::Reply(reply));
+    }
+
+    fn fail(&mut self, call: Option<u64>, why: &Refused) {
+        tracing::debug!(?call, %why, "refused");
+        self.reply(Reply::Failed {
+            call,
+            message: why.to_string(),
+        });
+    }
+
+    fn calls(&self) -> usize {
+        self.outbox
+            .iter()
+            .filter(|pending| matches!(pending, Pending::Call { .. }))
+            .count()
+    }
+}
+
+impl Service {
+    /// A service over a store; `now` starts the time of silence.
+    pub fn new(store: Arc<Store>, now: Now) -> Self {
+        let cx = Context {
+            store,
+            outbox: VecDeque::new(),
+        };
+        Self {
+            cx,
+            state: State::Hello(AwaitHello),
+            active: now,
+            computed: false,
+        }
+    }
+
+    fn handle(&mut self, request: Request) {
+        let state = std::mem::replace(&mut self.state, State::Over(Over));
+        self.state = match request {
+            Request::Hello { version: VERSION } => {
+                let name = self.cx.store.backend().name();
+                let name = format!("larvatus {}, {name}", env!("CARGO_PKG_VERSION"));
+                self.cx.reply(Reply::Welcome {
+                    version: VERSION,
+                    name,
+                });
+                state.greeted()
+            }
+            Request::Hello { version: got } => self.end(&Refused::Version {
+                speaks: VERSION,
+                got,
+            }),
+            Request::Bye => {
+                self.cx.outbox.clear();
+                State::Over(Over)
+            }
+            Request::Offer {
+                model,
+                program,
+                total,
+            } => state.offer(&mut self.cx, model, program, total),
+            Request::Chunk { offset, bytes } => state.chunk(&mut self.cx, offset, &bytes),
+            Request::Call { call, round, words } => state.call(&mut self.cx, call, round, words),
+        };
+    }
+
+    /// Drops the calls that wait, says why and ends.
+    fn end(&mut self, why: &Refused) -> State {
+        self.cx
+            .outbox
+            .retain(|pending| matches!(pending, Pending::Reply(_)));
+        self.cx.fail(None, why);
+        State::Over(Over)
+    }
+
+    fn deadline_at(&self) -> Now {
+        self.active.saturating_add(self.cx.store.limits().idle)
+    }
+}
+
+impl Machine for Service {
+    fn limits(&self) -> FrameLimits {
+        let words = match &self.state {
+            State::Over(_) => return FrameLimits { head: 0, words: 0 },
+            State::Calls(state) => state.largest().max(CHUNK / 4),
+            State::Hello(_) | State::Offer(_) | State::Chunks(_) => CHUNK / 4,
+        };
+        FrameLimits {
+            head: MAX_HEAD,
+            words,
+        }
+    }
+
+    fn receive(&mut self, frame: Frame, now: Now) {
+        self.active = now;
+        if matches!(self.state, State::Over(_)) {
+            return;
+        }
+        match Request::from_frame(frame) {
+            Ok(request) => self.handle(request),
+            Err(error) => self.state = self.end(&Refused::NotARequest(error)),
+        }
+        if self.cx.outbox.len() > MAX_REPLIES {
+            self.state = self.end(&Refused::NotRead);
+        }
+    }
+
+    fn transmit(&mut self, now: Now) -> Option<Frame> {
+        if std::mem::take(&mut self.computed) {
+            self.active = now;
+        }
+        let reply = match self.cx.outbox.pop_front()? {
+            Pending::Reply(reply) => reply,
+            Pending::Call {
+                model,
+                call,
+                round,
+                words,
+            } => {
+                self.computed = true;
+                match model.loaded().call(round, &words) {
+                    Ok(words) => Reply::Answer { call, words },
+                    Err(why) => {
+                        let message = Refused::Backend(why).to_string();
+                        Reply::Failed {
+                            call: Some(call),
+                            message,
+                        }
+                    }
+                }
+            }
+        };
+        Some(reply.into_frame())
+    }
+
+    fn deadline(&self) -> Option<Now> {
+        match self.state {
+            State::Over(_) => None,
+            State::Hello(_) | State::Offer(_) | State::Chunks(_) | State::Calls(_) => {
+                Some(self.deadline_at())
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Now) {
+        if !matches!(self.state, State::Over(_)) && now >= self.deadline_at() {
+            let idle = self.cx.store.limits().idle;
+            self.state = self.end(&Refused::Idle { idle });
+        }
+    }
+
+    fn disconnected(&mut self, _why: LinkEnd, _now: Now) {
+        self.cx.outbox.clear();
+        self.state = State::Over(Over);
+    }
+
+    fn finished(&self) -> bool {
+        matches!(self.state, State::Over(_)) && self.cx.outbox.is_empty()
+    }
+}

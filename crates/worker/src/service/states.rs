@@ -1,0 +1,299 @@
+//! The states of a connection; each transition takes the state and returns the next.
+
+use std::sync::Arc;
+
+use larvatus_proto::digest::Digest;
+use larvatus_proto::frame::{CHUNK, Reply};
+use larvatus_proto::program::{MAX_PROGRAM, Program};
+use larvatus_proto::wire::DecodeError;
+
+use super::{Context, Pending, Refused};
+use crate::backend::BackendError;
+use crate::store::{Model, Reservation};
+
+/// Where a connection stands.
+#[derive(Debug)]
+pub(super) enum State {
+    Hello(AwaitHello),
+    Offer(AwaitOffer),
+    Chunks(AwaitChunks),
+    Calls(AwaitCalls),
+    Over(Over),
+}
+
+/// Nothing was said yet.
+#[derive(Debug)]
+pub(super) struct AwaitHello;
+
+/// No model is offered.
+#[derive(Debug)]
+pub(super) struct AwaitOffer;
+
+/// A model is offered whose upload is incomplete.
+#[derive(Debug)]
+pub(super) struct AwaitChunks {
+    model: Digest,
+    program: u32,
+    total: u64,
+    blob: Vec<u8>,
+    /// Whether the program has come and was found acceptable.
+    program_seen: bool,
+    room: Reservation,
+}
+
+/// A model is ready.
+#[derive(Debug)]
+pub(super) struct AwaitCalls {
+    model: Arc<Model>,
+    /// Words of its largest request.
+    largest: usize,
+}
+
+/// The conversation has ended.
+#[derive(Debug)]
+pub(super) struct Over;
+
+impl State {
+    /// After a hello of the right version.
+    pub(super) fn greeted(self) -> Self {
+        match self {
+            Self::Hello(AwaitHello) => Self::Offer(AwaitOffer),
+            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) | Self::Over(_) => self,
+        }
+    }
+
+    pub(super) fn offer(self, cx: &mut Context, model: Digest, program: u32, total: u64) -> Self {
+        match self {
+            Self::Hello(_) => {
+                cx.fail(None, &Refused::NoHello);
+                self
+            }
+            Self::Chunks(state) if state.is_for(model, program, total) => state.want(cx),
+            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) => {
+                // What was offered before is let go first, so that it can make room.
+                drop(self);
+                match AwaitOffer::offer(cx, model, program, total) {
+                    Ok(state) => state,
+                    Err(why) => {
+                        cx.fail(None, &why);
+                        Self::Offer(AwaitOffer)
+                    }
+                }
+            }
+            Self::Over(_) => self,
+        }
+    }
+
+    pub(super) fn chunk(self, cx: &mut Context, offset: u64, bytes: &[u8]) -> Self {
+        match self {
+            Self::Hello(_) => {
+                cx.fail(None, &Refused::NoHello);
+                self
+            }
+            Self::Offer(_) => {
+                cx.fail(None, &Refused::NoOffer);
+                self
+            }
+            Self::Chunks(state) => match state.chunk(cx, offset, bytes) {
+                Ok(state) => state,
+                Err(why) => {
+                    cx.fail(None, &why);
+                    Self::Offer(AwaitOffer)
+                }
+            },
+            Self::Calls(state) => state.ready(cx),
+            Self::Over(_) => self,
+        }
+    }
+
+    pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Vec<u32>) -> Self {
+        let refused = match &self {
+            Self::Hello(_) => Err(Refused::NoHello),
+            Self::Offer(_) => Err(Refused::NoOffer),
+            Self::Chunks(state) => Err(Refused::Incomplete {
+                got: state.got(),
+                total: state.total,
+            }),
+            Self::Calls(state) => state.call(cx, call, round, words),
+            Self::Over(_) => Ok(()),
+        };
+        if let Err(why) = refused {
+            cx.fail(Some(call), &why);
+        }
+        self
+    }
+}
+
+impl AwaitOffer {
+    fn offer(cx: &mut Context, model: Digest, program: u32, total: u64) -> Result<State, Refused> {
+        let sizes = Refused::OfferSizes { program, total };
+        let program_bytes = usize::try_from(program).unwrap_or(usize::MAX);
+        if program == 0 || program_bytes > MAX_PROGRAM || u64::from(program) > total {
+            return Err(sizes);
+        }
+        if let Some(held) = cx.store.find(model) {
+            if held.program_bytes() != program_bytes || held.total() != total {
+                return Err(sizes);
+            }
+            return Ok(AwaitCalls::new(held).ready(cx));
+        }
+        let room = cx.store.reserve(total)?;
+        let blob = Vec::new();
+        Ok(AwaitChunks {
+            model,
+            program,
+            total,
+            blob,
+            program_seen: false,
+            room,
+        }
+        .want(cx))
+    }
+}
+
+impl AwaitChunks {
+    fn is_for(&self, model: Digest, program: u32, total: u64) -> bool {
+        (self.model, self.program, self.total) == (model, program, total)
+    }
+
+    fn got(&self) -> u64 {
+        self.blob.len() as u64
+    }
+
+    fn want(self, cx: &mut Context) -> State {
+        cx.reply(Reply::Want {
+            model: self.model,
+            from: self.got(),
+        });
+        State::Chunks(self)
+    }
+
+    fn chunk(mut self, cx: &mut Context, offset: u64, bytes: &[u8]) -> Result<State, Refused> {
+        if offset != self.got() || bytes.is_empty() {
+            return Ok(self.want(cx));
+        }
+        let left = self.total - self.got();
+        if bytes.len() as u64 > left {
+            return Err(Refused::PastEnd {
+                left,
+                got: bytes.len(),
+            });
+        }
+        self.append(bytes)?;
+        self.look_at_program(cx)?;
+        if self.got() < self.total {
+            return Ok(State::Chunks(self));
+        }
+        let Self {
+            model,
+            program,
+            blob,
+            room,
+            ..
+        } = self;
+        let program_bytes = usize::try_from(program).unwrap_or(usize::MAX);
+        let model = cx.store.admit(room, blob, program_bytes, model)?;
+        Ok(AwaitCalls::new(model).ready(cx))
+    }
+
+    /// Memory follows what has arrived, at most twice that and a chunk.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        let no_memory = Refused::Memory { total: self.total };
+        if self.blob.capacity() - self.blob.len() < bytes.len() {
+            let left = usize::try_from(self.total - self.got()).map_err(|_| no_memory.clone())?;
+            let more = left.min(self.blob.len().max(CHUNK));
+            self.blob.try_reserve_exact(more).map_err(|_| no_memory)?;
+        }
+        self.blob.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Refuses a program as soon as it has come, before its weights.
+    fn look_at_program(&mut self, cx: &Context) -> Result<(), Refused> {
+        let program_bytes = usize::try_from(self.program).unwrap_or(usize::MAX);
+        let Some(encoded) = self
+            .blob
+            .get(..program_bytes)
+            .filter(|_| !self.program_seen)
+        else {
+            return Ok(());
+        };
+        let program = Program::decode(encoded).map_err(Refused::Program)?;
+        cx.store
+            .limits()
+            .admit(&program)
+            .map_err(Refused::TooMuch)?;
+        let expected = u64::from(self.program).saturating_add(program.weight_bytes());
+        if expected != self.total {
+            let what = "bytes of the upload";
+            let got = self.total;
+            return Err(Refused::Program(DecodeError::Inconsistent {
+                what,
+                expected,
+                got,
+            }));
+        }
+        self.program_seen = true;
+        Ok(())
+    }
+}
+
+impl AwaitCalls {
+    fn new(model: Arc<Model>) -> Self {
+        let program = model.program();
+        let requests = program
+            .rounds()
+            .iter()
+            .map(|round| program.request_words(round));
+        let largest = requests.max().unwrap_or(0);
+        Self { model, largest }
+    }
+
+    /// Words of the largest request.
+    pub(super) fn largest(&self) -> usize {
+        self.largest
+    }
+
+    fn ready(self, cx: &mut Context) -> State {
+        cx.reply(Reply::Ready {
+            model: self.model.digest(),
+        });
+        State::Calls(self)
+    }
+
+    fn call(
+        &self,
+        cx: &mut Context,
+        call: u64,
+        round: u32,
+        words: Vec<u32>,
+    ) -> Result<(), Refused> {
+        let program = self.model.program();
+        let rounds = program.rounds().len();
+        let steps = usize::try_from(round)
+            .ok()
+            .and_then(|index| program.rounds().get(index));
+        let steps = steps.ok_or(BackendError::Round { round, rounds })?;
+        let (expected, got) = (program.request_words(steps), words.len());
+        if got != expected {
+            return Err(BackendError::Words {
+                round,
+                expected,
+                got,
+            }
+            .into());
+        }
+        let limit = cx.store.limits().calls;
+        if cx.calls() >= limit {
+            return Err(Refused::Busy { limit });
+        }
+        let model = Arc::clone(&self.model);
+        cx.outbox.push_back(Pending::Call {
+            model,
+            call,
+            round,
+            words,
+        });
+        Ok(())
+    }
+}
