@@ -14,6 +14,9 @@ pub const HEADER: usize = 8;
 /// Largest chunk of a model upload, in bytes.
 pub const CHUNK: usize = 1 << 20;
 
+/// Calls of one connection that may be unanswered at a time; a worker refuses more.
+pub const MAX_CALLS: usize = 16;
+
 /// First bytes of a hello: `LRVT`.
 const MAGIC: u32 = u32::from_le_bytes(*b"LRVT");
 
@@ -87,9 +90,15 @@ impl Header {
 impl Frame {
     /// The header of this frame.
     pub fn header(&self) -> [u8; HEADER] {
-        let head = u16::try_from(self.head.len()).unwrap_or(u16::MAX).to_le_bytes();
-        let words = u32::try_from(self.words.len()).unwrap_or(u32::MAX).to_le_bytes();
-        [self.kind, 0, head[0], head[1], words[0], words[1], words[2], words[3]]
+        let head = u16::try_from(self.head.len())
+            .unwrap_or(u16::MAX)
+            .to_le_bytes();
+        let words = u32::try_from(self.words.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes();
+        [
+            self.kind, 0, head[0], head[1], words[0], words[1], words[2], words[3],
+        ]
     }
 
     /// Bytes of the whole frame on a link.
@@ -196,7 +205,11 @@ impl Request {
                 head.u32(MAGIC).u16(version);
                 kind::HELLO
             }
-            Self::Offer { model, program, total } => {
+            Self::Offer {
+                model,
+                program,
+                total,
+            } => {
                 head.bytes(&model.0).u32(program).u64(total);
                 kind::OFFER
             }
@@ -212,7 +225,11 @@ impl Request {
             }
             Self::Bye => kind::BYE,
         };
-        Frame { kind, head: head.into_bytes(), words: payload }
+        Frame {
+            kind,
+            head: head.into_bytes(),
+            words: payload,
+        }
     }
 
     /// Reads a request.
@@ -223,7 +240,9 @@ impl Request {
         let Frame { kind, head, words } = frame;
         let mut reader = Reader::new(&head);
         let request = match kind {
-            kind::HELLO => Self::Hello { version: hello(&mut reader)? },
+            kind::HELLO => Self::Hello {
+                version: hello(&mut reader)?,
+            },
             kind::OFFER => Self::Offer {
                 model: reader.digest()?,
                 program: reader.u32()?,
@@ -233,7 +252,10 @@ impl Request {
                 let offset = reader.u64()?;
                 let count = reader.count("chunk bytes", CHUNK)?;
                 reader.finish()?;
-                return Ok(Self::Chunk { offset, bytes: unpack(&words, count)? });
+                return Ok(Self::Chunk {
+                    offset,
+                    bytes: unpack(&words, count)?,
+                });
             }
             kind::CALL => {
                 let (call, round) = (reader.u64()?, reader.u32()?);
@@ -241,7 +263,12 @@ impl Request {
                 return Ok(Self::Call { call, round, words });
             }
             kind::BYE => Self::Bye,
-            tag => return Err(DecodeError::UnknownTag { what: "request", tag: u32::from(tag) }),
+            tag => {
+                return Err(DecodeError::UnknownTag {
+                    what: "request",
+                    tag: u32::from(tag),
+                });
+            }
         };
         reader.finish()?;
         no_payload(&words)?;
@@ -278,7 +305,11 @@ impl Reply {
                 kind::FAILED
             }
         };
-        Frame { kind, head: head.into_bytes(), words: payload }
+        Frame {
+            kind,
+            head: head.into_bytes(),
+            words: payload,
+        }
     }
 
     /// Reads a reply.
@@ -293,8 +324,13 @@ impl Reply {
                 version: hello(&mut reader)?,
                 name: reader.text("worker's name", MAX_TEXT)?,
             },
-            kind::WANT => Self::Want { model: reader.digest()?, from: reader.u64()? },
-            kind::READY => Self::Ready { model: reader.digest()? },
+            kind::WANT => Self::Want {
+                model: reader.digest()?,
+                from: reader.u64()?,
+            },
+            kind::READY => Self::Ready {
+                model: reader.digest()?,
+            },
             kind::ANSWER => {
                 let call = reader.u64()?;
                 reader.finish()?;
@@ -312,9 +348,17 @@ impl Reply {
                         });
                     }
                 };
-                Self::Failed { call, message: reader.text("failure", MAX_TEXT)? }
+                Self::Failed {
+                    call,
+                    message: reader.text("failure", MAX_TEXT)?,
+                }
             }
-            tag => return Err(DecodeError::UnknownTag { what: "reply", tag: u32::from(tag) }),
+            tag => {
+                return Err(DecodeError::UnknownTag {
+                    what: "reply",
+                    tag: u32::from(tag),
+                });
+            }
         };
         reader.finish()?;
         no_payload(&words)?;
@@ -342,7 +386,9 @@ fn pack(bytes: &[u8]) -> Vec<u32> {
         .chunks(4)
         .map(|chunk| {
             let mut word = [0; 4];
-            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            word.iter_mut()
+                .zip(chunk)
+                .for_each(|(to, from)| *to = *from);
             u32::from_le_bytes(word)
         })
         .collect()
@@ -357,7 +403,10 @@ fn unpack(words: &[u32], count: usize) -> Result<Vec<u8>, DecodeError> {
         });
     }
     let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    if let Some(padding) = bytes.get(count..).and_then(|rest| rest.iter().find(|&&b| b != 0)) {
+    if let Some(padding) = bytes
+        .get(count..)
+        .and_then(|rest| rest.iter().find(|&&b| b != 0))
+    {
         return Err(DecodeError::Inconsistent {
             what: "chunk padding",
             expected: 0,

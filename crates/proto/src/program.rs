@@ -119,11 +119,14 @@ impl Program {
         let mut down = 0_usize;
         let mut read = vec![false; round.uploads.len()];
         for call in &round.calls {
-            let layer = self.layers.get(call.layer.index()).ok_or(DecodeError::TooMany {
-                what: "layer of a call",
-                limit: self.layers.len() as u64,
-                got: u64::from(call.layer.0),
-            })?;
+            let layer = self
+                .layers
+                .get(call.layer.index())
+                .ok_or(DecodeError::TooMany {
+                    what: "layer of a call",
+                    limit: self.layers.len() as u64,
+                    got: u64::from(call.layer.0),
+                })?;
             let upload = usize::from(call.upload);
             let (Some(&words), Some(read)) = (round.uploads.get(upload), read.get_mut(upload))
             else {
@@ -137,8 +140,15 @@ impl Program {
             consistent("words of an upload", layer.inputs(), words)?;
             down = down.saturating_add(layer.outputs());
         }
-        consistent("uploads that are read", round.uploads.len(), read.iter().filter(|r| **r).count())?;
-        let up = round.uploads.iter().fold(0_usize, |sum, words| sum.saturating_add(*words));
+        consistent(
+            "uploads that are read",
+            round.uploads.len(),
+            read.iter().filter(|r| **r).count(),
+        )?;
+        let up = round
+            .uploads
+            .iter()
+            .fold(0_usize, |sum, words| sum.saturating_add(*words));
         limit("words of a request", up, MAX_WORDS)?;
         limit("words of an answer", down, MAX_WORDS)
     }
@@ -165,12 +175,20 @@ impl Program {
 
     /// Words of the answer of a round: its calls together.
     pub fn answer_words(&self, round: &Round) -> usize {
-        round.calls.iter().filter_map(|call| self.layer(call.layer)).map(LayerSpec::outputs).sum()
+        round
+            .calls
+            .iter()
+            .filter_map(|call| self.layer(call.layer))
+            .map(LayerSpec::outputs)
+            .sum()
     }
 
     /// Bytes of all weights, in the order of layers and planes.
     pub fn weight_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.weight_bytes() as u64).sum()
+        self.layers
+            .iter()
+            .map(|layer| layer.weight_bytes() as u64)
+            .sum()
     }
 
     /// The canonical encoding.
@@ -202,10 +220,13 @@ impl Program {
         limit("program bytes", bytes.len(), MAX_PROGRAM)?;
         let mut reader = Reader::new(bytes);
         let count = reader.count("layers", MAX_LAYERS)?;
-        let layers =
-            (0..count).map(|index| decode_layer(&mut reader, index)).collect::<Result<_, _>>()?;
+        let layers = (0..count)
+            .map(|index| decode_layer(&mut reader, index))
+            .collect::<Result<_, _>>()?;
         let count = reader.count("rounds", MAX_LAYERS)?;
-        let rounds = (0..count).map(|_| decode_round(&mut reader)).collect::<Result<_, _>>()?;
+        let rounds = (0..count)
+            .map(|_| decode_round(&mut reader))
+            .collect::<Result<_, _>>()?;
         reader.finish()?;
         Self::new(layers, rounds)
     }
@@ -238,7 +259,12 @@ impl WorkerModel {
             }
         }
         let digest = Digest::of_model(&blob);
-        Ok(Self { program, blob, program_bytes, digest })
+        Ok(Self {
+            program,
+            blob,
+            program_bytes,
+            digest,
+        })
     }
 
     /// Reads an upload.
@@ -246,10 +272,18 @@ impl WorkerModel {
     /// # Errors
     /// [`DecodeError`] where the blob does not hash to `expected` ([`DecodeError::Inconsistent`])
     /// or is not a program with its weights.
-    pub fn from_blob(blob: Vec<u8>, program_bytes: usize, expected: Digest) -> Result<Self, DecodeError> {
+    pub fn from_blob(
+        blob: Vec<u8>,
+        program_bytes: usize,
+        expected: Digest,
+    ) -> Result<Self, DecodeError> {
         let digest = Digest::of_model(&blob);
         if digest != expected {
-            let prefix = |d: Digest| d.0.iter().take(8).fold(0, |sum, b| sum << 8 | u64::from(*b));
+            let prefix = |d: Digest| {
+                d.0.iter()
+                    .take(8)
+                    .fold(0, |sum, b| sum << 8 | u64::from(*b))
+            };
             return Err(DecodeError::Inconsistent {
                 what: "digest of the upload",
                 expected: prefix(expected),
@@ -270,7 +304,12 @@ impl WorkerModel {
                 got: weights,
             });
         }
-        Ok(Self { program, blob, program_bytes, digest })
+        Ok(Self {
+            program,
+            blob,
+            program_bytes,
+            digest,
+        })
     }
 
     /// The program.
@@ -304,16 +343,21 @@ impl WorkerModel {
             let mut planes = Vec::new();
             for _ in 0..layer.planes {
                 let (plane, tail) =
-                    rest.split_at_checked(layer.shape.weights()).ok_or(DecodeError::Truncated {
-                        offset: self.blob.len() - rest.len(),
-                        needed: layer.shape.weights(),
-                        left: rest.len(),
-                    })?;
+                    rest.split_at_checked(layer.shape.weights())
+                        .ok_or(DecodeError::Truncated {
+                            offset: self.blob.len() - rest.len(),
+                            needed: layer.shape.weights(),
+                            left: rest.len(),
+                        })?;
                 planes.push(plane.iter().map(|w| w.cast_signed()).collect());
                 rest = tail;
             }
-            let weights = Weights::new(planes, u32::from(layer.shift))
-                .map_err(|source| DecodeError::Shape { layer: index, source })?;
+            let weights = Weights::new(planes, u32::from(layer.shift)).map_err(|source| {
+                DecodeError::Shape {
+                    layer: index,
+                    source,
+                }
+            })?;
             all.push(weights);
         }
         Ok(all)
@@ -322,14 +366,22 @@ impl WorkerModel {
 
 fn limit(what: &'static str, got: usize, limit: usize) -> Result<(), DecodeError> {
     if got > limit {
-        return Err(DecodeError::TooMany { what, limit: limit as u64, got: got as u64 });
+        return Err(DecodeError::TooMany {
+            what,
+            limit: limit as u64,
+            got: got as u64,
+        });
     }
     Ok(())
 }
 
 fn consistent(what: &'static str, expected: usize, got: usize) -> Result<(), DecodeError> {
     if got != expected {
-        return Err(DecodeError::Inconsistent { what, expected: expected as u64, got: got as u64 });
+        return Err(DecodeError::Inconsistent {
+            what,
+            expected: expected as u64,
+            got: got as u64,
+        });
     }
     Ok(())
 }
@@ -395,10 +447,20 @@ fn decode_layer(reader: &mut Reader<'_>, layer: usize) -> Result<LayerSpec, Deco
             columns: size()?,
         })
         .map_err(refused)?,
-        tag => return Err(DecodeError::UnknownTag { what: "layer", tag: u32::from(tag) }),
+        tag => {
+            return Err(DecodeError::UnknownTag {
+                what: "layer",
+                tag: u32::from(tag),
+            });
+        }
     };
     let images = reader.count("images", MAX_IMAGES)?;
-    Ok(LayerSpec { shape, images, planes: reader.u8()?, shift: reader.u8()? })
+    Ok(LayerSpec {
+        shape,
+        images,
+        planes: reader.u8()?,
+        shift: reader.u8()?,
+    })
 }
 
 fn decode_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
@@ -408,7 +470,12 @@ fn decode_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
         .collect::<Result<_, _>>()?;
     let count = reader.count("calls", MAX_ROUND)?;
     let calls = (0..count)
-        .map(|_| Ok(LayerCall { layer: LayerId(reader.u32()?), upload: reader.u16()? }))
+        .map(|_| {
+            Ok(LayerCall {
+                layer: LayerId(reader.u32()?),
+                upload: reader.u16()?,
+            })
+        })
         .collect::<Result<_, DecodeError>>()?;
     Ok(Round { uploads, calls })
 }

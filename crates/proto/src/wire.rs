@@ -152,7 +152,11 @@ impl<'a> Reader<'a> {
         let got = self.u32()?;
         match usize::try_from(got) {
             Ok(count) if count <= limit => Ok(count),
-            _ => Err(DecodeError::TooMany { what, limit: limit as u64, got: u64::from(got) }),
+            _ => Err(DecodeError::TooMany {
+                what,
+                limit: limit as u64,
+                got: u64::from(got),
+            }),
         }
     }
 
@@ -162,7 +166,8 @@ impl<'a> Reader<'a> {
     /// [`DecodeError::Text`], [`DecodeError::TooMany`], [`DecodeError::Truncated`].
     pub fn text(&mut self, what: &'static str, limit: usize) -> Result<String, DecodeError> {
         let count = self.count(what, limit)?;
-        let text = std::str::from_utf8(self.take(count)?).map_err(|_| DecodeError::Text { what })?;
+        let text =
+            std::str::from_utf8(self.take(count)?).map_err(|_| DecodeError::Text { what })?;
         if text.chars().any(char::is_control) {
             return Err(DecodeError::Text { what });
         }

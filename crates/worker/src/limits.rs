@@ -27,7 +27,7 @@ pub struct Limits {
     pub round_words: usize,
     /// Multiplications of a round. 2⁴⁰: seventy images of all of VGG16.
     pub round_macs: u64,
-    /// Calls of one connection that wait to be computed. 2: one travels while one is computed.
+    /// Calls of one connection that wait to be computed: what the protocol allows.
     pub calls: usize,
     /// Silence after which a connection is ended. Five minutes.
     pub idle: Duration,
@@ -42,7 +42,7 @@ impl Default for Limits {
             store_bytes: 4 << 30,
             round_words: 1 << 25,
             round_macs: 1 << 40,
-            calls: 2,
+            calls: larvatus_proto::frame::MAX_CALLS,
             idle: Duration::from_secs(300),
         }
     }

@@ -1,0 +1,144 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Runs neural networks on hardware that its owner does not trust.
+///
+/// The linear layers go to a worker, hidden by one-time pads; every answer is checked.
+#[derive(Parser, Debug)]
+#[command(name = "larvatus", version, propagate_version = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a model on images or tensors.
+    Run(Run),
+    /// Show what would be done, layer by layer, and what it guarantees.
+    Plan(Plan),
+    /// Serve as an untrusted worker.
+    Worker(Worker),
+    /// Measure a model in every mode.
+    Bench(Bench),
+}
+
+/// Which model under which policy.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Job {
+    /// The model, an ONNX file.
+    pub(crate) model: PathBuf,
+    /// What must hold, by name: local, local-exact, clear, integrity, slalom.
+    #[arg(long, default_value = "slalom", value_name = "NAME")]
+    pub(crate) preset: String,
+    /// What must hold, as a TOML file; see the README.
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    pub(crate) policy: Option<PathBuf>,
+    /// The shape of an input that the model leaves open, such as `ids=1x128`.
+    #[arg(long, value_name = "NAME=DxD")]
+    pub(crate) shape: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Photographs (PNG or JPEG), one inference each.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// Tensors: a .npy file for an input of the model. Given n times for every input, n inferences
+    /// run.
+    #[arg(long, value_name = "NAME=FILE.npy", conflicts_with = "image")]
+    pub(crate) input: Vec<String>,
+    /// Where to write the model's outputs (.npz). Several inferences get keys `0/NAME`, `1/NAME`, …
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Where to write the report (.json).
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) report: Option<PathBuf>,
+    /// A worker: unix:PATH or tcp://HOST:PORT. The first is used; the next ones step in when it
+    /// fails. Without any, a worker process is started here and stopped at the end.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) worker: Vec<String>,
+    /// Show the K most likely classes.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(crate) top: usize,
+    /// Names of the classes, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+    /// Inferences in flight at the same time.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub(crate) window: usize,
+    /// Seconds to wait for any reply of a worker.
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    pub(crate) timeout: u64,
+    /// Write every integer linear layer of the run (specification, inputs, weights, answers) to
+    /// this folder, for independent evaluation; needs `--preset local-exact`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dump_layers: Option<PathBuf>,
+    /// Print the report instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How a photograph becomes the model's input.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Picture {
+    /// Fraction of the shorter side that the central square keeps.
+    #[arg(long, default_value_t = 0.875, value_name = "FRACTION")]
+    pub(crate) crop: f32,
+    /// Subtracted from each channel (0 to 255), one value or one a channel.
+    #[arg(long, default_value = "127", value_name = "V[,V,V]")]
+    pub(crate) mean: String,
+    /// Divides each channel after that, one value or one a channel.
+    #[arg(long, default_value = "128", value_name = "V[,V,V]")]
+    pub(crate) std: String,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Worker {
+    /// Where to listen: unix:PATH or tcp://HOST:PORT.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: String,
+    /// Threads for the linear algebra; all cores where not given.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Memory for models, in MiB.
+    #[arg(long, default_value_t = 4096, value_name = "MIB")]
+    pub(crate) memory: u64,
+    /// Stop when standard input ends: for a worker that its caller started.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_ends: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Bench {
+    /// The model, an ONNX file.
+    pub(crate) model: PathBuf,
+    /// The shape of an input that the model leaves open, such as `ids=1x128`.
+    #[arg(long, value_name = "NAME=DxD")]
+    pub(crate) shape: Vec<String>,
+    /// Inferences measured in each mode.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) runs: usize,
+    /// Threads of the worker.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) threads: usize,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,80 @@
+//! The commands.
+
+mod bench;
+mod plan;
+mod run;
+mod worker;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use larvatus::model::Model;
+use larvatus::plan::Plan;
+use larvatus::policy::{Policy, Preset};
+
+use crate::Verdict;
+use crate::args::{Args, Command, Job};
+
+pub(crate) fn run(args: Args) -> Result<Verdict> {
+    match args.command {
+        Command::Run(args) => run::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Worker(args) => worker::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+/// Reads a model file.
+pub(crate) fn load(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Model> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read model {}", path.display()))?;
+    Model::load(&bytes, shapes).with_context(|| format!("model {}", path.display()))
+}
+
+/// A job's policy, under the name that reports give it.
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) preset: Option<Preset>,
+    pub(crate) policy: Policy,
+}
+
+impl Named {
+    pub(crate) fn of(job: &Job) -> Result<Self> {
+        if let Some(path) = &job.policy {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read policy {}", path.display()))?;
+            let policy =
+                Policy::from_toml(&text).with_context(|| format!("policy {}", path.display()))?;
+            return Ok(Self {
+                name: path.display().to_string(),
+                preset: None,
+                policy,
+            });
+        }
+        let preset: Preset = job.preset.parse()?;
+        Ok(Self {
+            name: preset.to_string(),
+            preset: Some(preset),
+            policy: preset.policy(),
+        })
+    }
+
+    /// Whether a worker is called.
+    pub(crate) fn offloads(&self) -> bool {
+        self.preset.is_none_or(Preset::offloads)
+    }
+}
+
+/// Shapes given on the command line.
+pub(crate) fn shapes(given: &[String]) -> Result<Vec<(String, Vec<usize>)>> {
+    given
+        .iter()
+        .map(|text| crate::input::parse_shape(text))
+        .collect()
+}
+
+/// Plans a model.
+pub(crate) fn plan(model: &Model, policy: &Policy) -> Result<Arc<Plan>> {
+    Ok(Plan::new(model, policy)?)
+}

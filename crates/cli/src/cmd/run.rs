@@ -1,0 +1,358 @@
+//! `larvatus run`: inputs through a model under a policy.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use larvatus::exact::{FloatNetwork, run_exact_observed};
+use larvatus::model::{Model, Port};
+use larvatus::plan::Plan;
+use larvatus::policy::Preset;
+use larvatus::session::Settings;
+use larvatus::tensor::Tensor;
+use larvatus_host::thread_cpu;
+
+use super::{Named, load, plan, shapes};
+use crate::Verdict;
+use crate::args::Run as Args;
+use crate::driver::{Outcome, drive, millis};
+use crate::report::{Bytes, Cpu, Report, Single, VerdictField};
+use crate::spawn::OwnWorker;
+use crate::table::{bytes, table};
+use crate::{input, output};
+
+mod dump;
+
+/// Everything a run yields, whoever computed it.
+struct Results {
+    tensors: Vec<Vec<Arc<Tensor>>>,
+    singles: Vec<Single>,
+    cpu: Cpu,
+    wall: Duration,
+}
+
+pub(super) fn run(args: &Args) -> Result<Verdict> {
+    let named = Named::of(&args.job)?;
+    ensure!(
+        args.dump_layers.is_none() || named.preset == Some(Preset::LocalExact),
+        "--dump-layers needs --preset local-exact: only there the values are at hand in clear"
+    );
+    let labels = output::read_labels(args.labels.as_deref())?;
+    let mut shapes = shapes(&args.job.shape)?;
+    let groups = raw_inputs(args, &mut shapes)?;
+    let model = load(&args.job.model, &shapes)?;
+    let (names, inputs) = read_inputs(args, &model, groups)?;
+    let outputs = model.outputs().to_vec();
+    let mut report;
+    let results;
+    let mut lie = None;
+    match named.preset {
+        Some(Preset::Local) => {
+            results = local(&model, &inputs)?;
+            report = local_report(&model, &named.name);
+        }
+        Some(Preset::LocalExact) => {
+            let plan = plan(&model, &named.policy)?;
+            report = Report::of_plan(&plan, &named.name, false);
+            results = exact(&plan, &inputs, args.dump_layers.as_deref())?;
+        }
+        _ => {
+            let plan = plan(&model, &named.policy)?;
+            drop(model);
+            report = Report::of_plan(&plan, &named.name, named.offloads());
+            let outcome = split(args, &plan, &inputs)?;
+            report.worker = Some(outcome.worker.clone());
+            for failure in &outcome.failures {
+                eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
+            }
+            let (split_results, split_lie) = from_outcome(outcome);
+            results = split_results;
+            if let Some(found) = split_lie {
+                let layer = found.layer.clone().unwrap_or_else(|| "no layer".to_owned());
+                lie = Some(format!(
+                    "worker {} lied in {layer}: {}",
+                    found.worker, found.what
+                ));
+                report.verdict = VerdictField::Lie {
+                    worker: found.worker,
+                    layer: found.layer,
+                    lie: found.what.kind().to_owned(),
+                };
+            }
+            if lie.is_none() && !args.json {
+                eprintln!("{}", plan.guarantees().sentence());
+            }
+        }
+    }
+    fill(&mut report, &results);
+    let mut singles = results.singles;
+    for ((single, name), tensors) in singles.iter_mut().zip(&names).zip(&results.tensors) {
+        single.input.clone_from(name);
+        let classes = tensors
+            .first()
+            .and_then(|t| output::top_classes(t, args.top, &labels));
+        single.top = classes.map(|all| {
+            all.into_iter()
+                .map(|c| (c.index, c.name, c.probability))
+                .collect()
+        });
+    }
+    if let Some(path) = &args.output
+        && lie.is_none()
+    {
+        output::write_npz(path, &outputs, &results.tensors)?;
+    }
+    if !args.json && lie.is_none() {
+        print_results(&singles, &results.tensors, &outputs);
+        print_costs(&report);
+    }
+    if names.len() > 1 || args.json {
+        report.inferences = singles;
+    }
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(lie.map_or(Verdict::Accepted, Verdict::Rejected))
+}
+
+/// `--input` arguments by name; shapes of inputs that were not given a shape come from the files.
+fn raw_inputs(args: &Args, shapes: &mut Vec<(String, Vec<usize>)>) -> Result<Vec<String>> {
+    ensure!(
+        !(args.image.is_empty() && args.input.is_empty()),
+        "nothing to run on: give --image FILE or --input NAME=FILE.npy"
+    );
+    for text in &args.input {
+        let Some((name, file)) = text.split_once('=') else {
+            continue;
+        };
+        if shapes.iter().any(|(given, _)| given == name) {
+            continue;
+        }
+        if let Ok(shape) = input::array_shape(file) {
+            shapes.push((name.to_owned(), shape));
+        }
+    }
+    Ok(args.input.clone())
+}
+
+/// The inputs of every inference, and what to call them.
+fn read_inputs(
+    args: &Args,
+    model: &Model,
+    given: Vec<String>,
+) -> Result<(Vec<String>, Vec<Vec<Tensor>>)> {
+    let ports = model.inputs();
+    if !args.image.is_empty() {
+        let read = |path: &std::path::PathBuf| {
+            Ok((
+                path.display().to_string(),
+                input::picture(path, ports, &args.picture)?,
+            ))
+        };
+        return Ok(args
+            .image
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .unzip());
+    }
+    let groups = input::groups(&given, ports)?;
+    let read = |files: Vec<String>| {
+        let tensors = files
+            .iter()
+            .zip(ports)
+            .map(|(file, port)| input::array(file, port));
+        Ok((files.join(", "), tensors.collect::<Result<_>>()?))
+    };
+    Ok(groups
+        .into_iter()
+        .map(read)
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .unzip())
+}
+
+fn local(model: &Model, inputs: &[Vec<Tensor>]) -> Result<Results> {
+    let network = FloatNetwork::new(model)?;
+    here(inputs, |input, _| Ok(network.run(input)?))
+}
+
+fn exact(plan: &Arc<Plan>, inputs: &[Vec<Tensor>], dump: Option<&Path>) -> Result<Results> {
+    here(inputs, |input, run| {
+        let mut dump = dump
+            .map(|folder| dump::Dump::new(folder, run))
+            .transpose()?;
+        let tensors = run_exact_observed(plan, input, |trace| {
+            if let Some(dump) = &mut dump {
+                dump.layer(&trace);
+            }
+        })?;
+        dump.map_or(Ok(()), dump::Dump::finish)?;
+        Ok(tensors)
+    })
+}
+
+/// Runs every input on this side.
+fn here(
+    inputs: &[Vec<Tensor>],
+    run: impl Fn(Vec<Tensor>, usize) -> Result<Vec<Arc<Tensor>>>,
+) -> Result<Results> {
+    let mut results = Results {
+        tensors: vec![],
+        singles: vec![],
+        cpu: Cpu::default(),
+        wall: Duration::ZERO,
+    };
+    let cpu = thread_cpu();
+    for (ix, input) in inputs.iter().enumerate() {
+        let started = Instant::now();
+        results.tensors.push(run(input.clone(), ix)?);
+        let wall = started.elapsed();
+        results.wall += wall;
+        results.singles.push(Single {
+            input: String::new(),
+            wall_ms: millis(wall),
+            waiting_ms: 0.0,
+            bytes: Bytes::default(),
+            round_trips: 0,
+            top: None,
+        });
+    }
+    results.cpu.online = millis(thread_cpu() - cpu);
+    Ok(results)
+}
+
+fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcome> {
+    ensure!(args.window > 0, "--window must be at least 1");
+    let settings = Settings {
+        window: args.window,
+        answer_within: Duration::from_secs(args.timeout.max(1)),
+        ..Settings::default()
+    };
+    let own;
+    let workers = if args.worker.is_empty() {
+        own = OwnWorker::start(None)?;
+        &[own.address()][..]
+    } else {
+        &args.worker
+    };
+    drive(plan, workers, inputs, &settings, !args.json)
+}
+
+fn from_outcome(outcome: Outcome) -> (Results, Option<crate::driver::Lie>) {
+    let single = |output: &larvatus::session::Output| Single {
+        input: String::new(),
+        wall_ms: millis(output.wall),
+        waiting_ms: millis(output.waiting),
+        bytes: Bytes {
+            up: output.up,
+            down: output.down,
+        },
+        round_trips: output.round_trips,
+        top: None,
+    };
+    let singles = outcome.outputs.iter().map(single).collect();
+    let tensors = outcome
+        .outputs
+        .into_iter()
+        .map(|output| output.tensors)
+        .collect();
+    (
+        Results {
+            tensors,
+            singles,
+            cpu: outcome.cpu,
+            wall: outcome.wall,
+        },
+        outcome.lie,
+    )
+}
+
+fn local_report(model: &Model, preset: &str) -> Report {
+    Report {
+        model: model.digest().to_string(),
+        plan: String::new(),
+        preset: preset.to_owned(),
+        verdict: VerdictField::Accepted("accepted"),
+        soundness_bits: 0.0,
+        input_privacy: "local".to_owned(),
+        weight_privacy: "local".to_owned(),
+        trusted_cpu_ms: Cpu::default(),
+        wall_ms: 0.0,
+        waiting_ms: 0.0,
+        bytes: Bytes::default(),
+        round_trips: 0,
+        layers: Vec::new(),
+        worker: None,
+        inferences: Vec::new(),
+    }
+}
+
+fn fill(report: &mut Report, results: &Results) {
+    report.trusted_cpu_ms = results.cpu;
+    report.wall_ms = millis(results.wall);
+    for single in &results.singles {
+        report.waiting_ms += single.waiting_ms;
+        report.bytes.up += single.bytes.up;
+        report.bytes.down += single.bytes.down;
+        report.round_trips += single.round_trips;
+    }
+}
+
+fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Port]) {
+    for (single, tensors) in singles.iter().zip(tensors) {
+        println!("{}", single.input);
+        match &single.top {
+            Some(classes) => {
+                let rows: Vec<Vec<String>> = classes
+                    .iter()
+                    .map(|(ix, name, p)| {
+                        vec![
+                            format!("  {:.1} %", 100.0 * p),
+                            ix.to_string(),
+                            name.clone(),
+                        ]
+                    })
+                    .collect();
+                print!("{}", table(&["  likely", "class", "name"], &rows));
+            }
+            None => {
+                for (port, tensor) in outputs.iter().zip(tensors) {
+                    println!(
+                        "  {}: {:?} {:?}",
+                        port.name,
+                        tensor.datum_type(),
+                        tensor.shape()
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn print_costs(report: &Report) {
+    let runs = match report.inferences.len() {
+        0 => String::new(),
+        _ => " in all".to_owned(),
+    };
+    println!(
+        "{}: {:.1} ms wall, trusted CPU {:.1} ms online + {:.1} ms offline{runs}",
+        report.preset, report.wall_ms, report.trusted_cpu_ms.online, report.trusted_cpu_ms.offline
+    );
+    if report.round_trips > 0 {
+        println!(
+            "worker {}: {} up, {} down, {} round trips, {:.1} ms waited",
+            report.worker.as_deref().unwrap_or("?"),
+            bytes(report.bytes.up),
+            bytes(report.bytes.down),
+            report.round_trips,
+            report.waiting_ms
+        );
+    }
+}

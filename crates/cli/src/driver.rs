@@ -1,0 +1,234 @@
+//! A session, a worker's address and inputs: runs them through, and measures what it took.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use larvatus::error::{InferError, WorkerMisbehaved};
+use larvatus::plan::Plan;
+use larvatus::secret::Entropy;
+use larvatus::session::{InferenceId, Output, Session, Settings};
+use larvatus::tensor::Tensor;
+use larvatus_host::pump::Options;
+use larvatus_host::{Address, Clock, Link, Pump, entropy, process_cpu, thread_cpu};
+use larvatus_proto::machine::Machine;
+
+use crate::report::Cpu;
+
+/// Longest silence between two looks at the clock.
+const STEP: Duration = Duration::from_millis(200);
+
+/// How a run over workers ended.
+pub(crate) struct Outcome {
+    /// One output an input, in order; fewer where a worker lied.
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) cpu: Cpu,
+    pub(crate) wall: Duration,
+    /// Address and name of the worker that answered last.
+    pub(crate) worker: String,
+    pub(crate) lie: Option<Lie>,
+    /// Workers that failed before, and why.
+    pub(crate) failures: Vec<String>,
+}
+
+/// A worker caught lying.
+pub(crate) struct Lie {
+    pub(crate) worker: String,
+    pub(crate) layer: Option<String>,
+    pub(crate) what: WorkerMisbehaved,
+}
+
+/// Runs `inputs` on the first of `workers` that serves; the next steps in where one fails.
+pub(crate) fn drive(
+    plan: &Arc<Plan>,
+    workers: &[String],
+    inputs: &[Vec<Tensor>],
+    settings: &Settings,
+    show: bool,
+) -> Result<Outcome> {
+    let mut outputs: Vec<Option<Output>> = inputs.iter().map(|_| None).collect();
+    let mut cpu = Cpu::default();
+    let mut wall = Duration::ZERO;
+    let mut failures = Vec::new();
+    for address in workers {
+        let open: Vec<usize> = (0..inputs.len())
+            .filter(|ix| outputs[*ix].is_none())
+            .collect();
+        let mut run = match Run::connect(plan, address, settings, show) {
+            Ok(run) => run,
+            Err(err) => {
+                failures.push(format!("{address}: {err:#}"));
+                continue;
+            }
+        };
+        let started = Instant::now();
+        let end = run.infer(inputs, &open, &mut outputs);
+        wall += started.elapsed();
+        cpu.online += run.cpu.online;
+        cpu.offline += run.cpu.offline;
+        let name = run.session.worker_name().unwrap_or("unnamed");
+        let worker = format!("{address} ({name})");
+        let lie = match end? {
+            End::Done => None,
+            End::Failed(why) => {
+                failures.push(format!("{address}: {why}"));
+                continue;
+            }
+            End::Lied(what) => {
+                let layer = what.layer().map(|id| plan.layer_name(id).to_owned());
+                Some(Lie {
+                    worker: worker.clone(),
+                    layer,
+                    what,
+                })
+            }
+        };
+        let outputs = outputs.into_iter().flatten().collect();
+        return Ok(Outcome {
+            outputs,
+            cpu,
+            wall,
+            worker,
+            lie,
+            failures,
+        });
+    }
+    anyhow::bail!("no worker could do it: {}", failures.join("; "))
+}
+
+enum End {
+    Done,
+    Failed(String),
+    Lied(WorkerMisbehaved),
+}
+
+/// One session on one link.
+struct Run {
+    session: Session,
+    pump: Pump,
+    clock: Clock,
+    cpu: Cpu,
+    show: bool,
+}
+
+impl Run {
+    /// Connects, agrees on the model and uploads it if it is wanted.
+    fn connect(plan: &Arc<Plan>, address: &str, settings: &Settings, show: bool) -> Result<Self> {
+        let before = process_cpu();
+        let parsed: Address = address.parse()?;
+        let link = Link::connect(&parsed, settings.answer_within)?;
+        let session = Session::new(Arc::clone(plan), Entropy::new(entropy()?), settings.clone());
+        let clock = Clock::start();
+        let options = Options {
+            write_timeout: settings.answer_within,
+            ..Options::default()
+        };
+        let pump = Pump::new(link, clock, options)?;
+        let mut run = Self {
+            session,
+            pump,
+            clock,
+            cpu: Cpu::default(),
+            show,
+        };
+        let bar = run.bar("weights to the worker", 0, "{bytes}/{total_bytes}");
+        while !run.session.is_ready() {
+            if let Some(why) = run.session.failure() {
+                return Err(why.clone().into());
+            }
+            run.step()?;
+            if let Some((sent, total)) = run.session.uploading() {
+                bar.set_length(total);
+                bar.set_position(sent);
+            }
+        }
+        bar.finish_and_clear();
+        run.cpu.offline += millis(process_cpu() - before);
+        Ok(run)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        match self.pump.step(&mut self.session, STEP) {
+            // The session knows why the link ended and says it better.
+            Err(_) if self.session.failure().is_some() => Ok(()),
+            other => other.map(|_| ()).context("link to the worker"),
+        }
+    }
+
+    /// Runs the inputs numbered in `open` and puts their outputs where they belong.
+    fn infer(
+        &mut self,
+        inputs: &[Vec<Tensor>],
+        open: &[usize],
+        outputs: &mut [Option<Output>],
+    ) -> Result<End> {
+        let before = process_cpu();
+        let mut offline = Duration::ZERO;
+        let mut begun: Vec<(InferenceId, usize)> = Vec::new();
+        let mut waiting = open.iter().copied();
+        let mut done = 0;
+        let bar = self.bar("inferences", open.len() as u64, "{pos}/{len}");
+        let end = loop {
+            if done == open.len() {
+                break End::Done;
+            }
+            while self.session.has_room()
+                && let Some(input) = waiting.next()
+            {
+                let at = thread_cpu();
+                self.session.provision(1);
+                offline += thread_cpu() - at;
+                let now = self.clock.now();
+                begun.push((self.session.begin(inputs[input].clone(), now)?, input));
+            }
+            self.step()?;
+            while let Some((id, result)) = self.session.poll() {
+                done += 1;
+                bar.inc(1);
+                match result {
+                    Ok(output) => {
+                        if let Some((_, input)) = begun.iter().find(|(begun, _)| *begun == id) {
+                            outputs[*input] = Some(output);
+                        }
+                    }
+                    Err(InferError::Worker(_) | InferError::Failed(_)) => {}
+                    Err(other) => return Err(other.into()),
+                }
+            }
+            match self.session.failure() {
+                Some(InferError::Worker(lie)) => break End::Lied(lie.clone()),
+                Some(other) => break End::Failed(other.to_string()),
+                None => {}
+            }
+        };
+        bar.finish_and_clear();
+        if matches!(end, End::Done) {
+            self.session.close();
+            while !self.session.finished() {
+                self.step()?;
+            }
+        }
+        let total = process_cpu() - before;
+        self.cpu.offline += millis(offline);
+        self.cpu.online += millis(total.saturating_sub(offline));
+        Ok(end)
+    }
+
+    /// A progress bar that appears where somebody looks.
+    fn bar(&self, what: &'static str, length: u64, numbers: &str) -> ProgressBar {
+        if !self.show {
+            return ProgressBar::hidden();
+        }
+        let template = format!("{{msg}} {{bar:32}} {numbers} {{elapsed}}");
+        let style = ProgressStyle::with_template(&template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(length)
+            .with_style(style)
+            .with_message(what)
+    }
+}
+
+pub(crate) fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

@@ -1,0 +1,137 @@
+//! The report of a run; its keys are a contract with scripts.
+
+use larvatus::plan::{Plan, Row};
+use larvatus::policy::Preset;
+use serde::Serialize;
+
+/// What a run did and what it guarantees. Totals first, one object an inference under
+/// `inferences` where there are several.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    pub(crate) model: String,
+    pub(crate) plan: String,
+    pub(crate) preset: String,
+    pub(crate) verdict: VerdictField,
+    pub(crate) soundness_bits: f64,
+    pub(crate) input_privacy: String,
+    pub(crate) weight_privacy: String,
+    pub(crate) trusted_cpu_ms: Cpu,
+    pub(crate) wall_ms: f64,
+    pub(crate) waiting_ms: f64,
+    pub(crate) bytes: Bytes,
+    pub(crate) round_trips: usize,
+    pub(crate) layers: Vec<LayerField>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) worker: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) inferences: Vec<Single>,
+}
+
+/// `"accepted"`, or who lied where and how.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum VerdictField {
+    Accepted(&'static str),
+    Lie {
+        worker: String,
+        layer: Option<String>,
+        lie: String,
+    },
+}
+
+#[derive(Serialize, Clone, Copy, Default)]
+pub(crate) struct Cpu {
+    pub(crate) online: f64,
+    pub(crate) offline: f64,
+}
+
+#[derive(Serialize, Clone, Copy, Default)]
+pub(crate) struct Bytes {
+    pub(crate) up: u64,
+    pub(crate) down: u64,
+}
+
+/// One inference of several.
+#[derive(Serialize)]
+pub(crate) struct Single {
+    pub(crate) input: String,
+    pub(crate) wall_ms: f64,
+    pub(crate) waiting_ms: f64,
+    pub(crate) bytes: Bytes,
+    pub(crate) round_trips: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) top: Option<Vec<(usize, String, f32)>>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct LayerField {
+    name: String,
+    op: String,
+    macs: u64,
+    placement: String,
+    hiding: String,
+    integrity: String,
+    guarantee: String,
+}
+
+impl Report {
+    /// A report of a plan, before anything was measured.
+    pub(crate) fn of_plan(plan: &Plan, preset: &str, offloads: bool) -> Self {
+        let guarantees = plan.guarantees();
+        let (soundness_bits, input_privacy, weight_privacy) = if offloads {
+            (
+                guarantees.per_inference.bits(),
+                guarantees.input_privacy.to_string(),
+                guarantees.weight_privacy().to_owned(),
+            )
+        } else {
+            (0.0, "local".to_owned(), "local".to_owned())
+        };
+        Self {
+            model: plan.model().to_string(),
+            plan: plan.digest().to_string(),
+            preset: preset.to_owned(),
+            verdict: VerdictField::Accepted("accepted"),
+            soundness_bits,
+            input_privacy,
+            weight_privacy,
+            trusted_cpu_ms: Cpu::default(),
+            wall_ms: 0.0,
+            waiting_ms: 0.0,
+            bytes: Bytes::default(),
+            round_trips: 0,
+            layers: layers(plan.rows(), preset),
+            worker: None,
+            inferences: Vec::new(),
+        }
+    }
+}
+
+fn layers(rows: Vec<Row>, preset: &str) -> Vec<LayerField> {
+    let field = |row: Row| {
+        let local = |word: &str| (word.to_owned(), "local".to_owned(), "local".to_owned());
+        let (placement, hiding, integrity) = if preset == Preset::LocalExact.to_string() {
+            local("trusted")
+        } else {
+            (
+                row.placement.to_owned(),
+                row.hiding.to_owned(),
+                row.integrity,
+            )
+        };
+        let guarantee = match placement.as_str() {
+            "trusted" => "never leaves".to_owned(),
+            _ => row.guarantee,
+        };
+        LayerField {
+            name: row.name,
+            op: row.op,
+            macs: row.macs,
+            placement,
+            hiding,
+            integrity,
+            guarantee,
+        }
+    };
+    rows.into_iter().map(field).collect()
+}

@@ -1,0 +1,82 @@
+//! A worker process of our own.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A worker that lives as long as this value.
+pub(crate) struct OwnWorker {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl OwnWorker {
+    /// Starts this program as a worker on a Unix socket in a fresh folder.
+    pub(crate) fn start(threads: Option<usize>) -> Result<Self> {
+        let folder = fresh_folder()?;
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(program);
+        command
+            .args(["worker", "--until-stdin-ends", "--listen"])
+            .arg(format!("unix:{}", folder.join("worker").display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        if let Some(threads) = threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        let child = command.spawn().context("cannot start a worker process")?;
+        let mut worker = Self { child, folder };
+        worker.wait_until_listening()?;
+        Ok(worker)
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> String {
+        format!("unix:{}", self.folder.join("worker").display())
+    }
+
+    fn wait_until_listening(&mut self) -> Result<()> {
+        let patience = Instant::now() + Duration::from_secs(10);
+        while !self.folder.join("worker").exists() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the worker process ended at once ({status})");
+            }
+            if Instant::now() > patience {
+                bail!("the worker process does not listen after 10 seconds");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnWorker {
+    fn drop(&mut self) {
+        // Both fail only where it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A folder that only this user can enter.
+fn fresh_folder() -> Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let base = std::env::temp_dir();
+    for attempt in 0..100 {
+        let folder = base.join(format!("larvatus-{}-{attempt}", std::process::id()));
+        match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(err) => {
+                return Err(err).with_context(|| format!("cannot make {}", folder.display()));
+            }
+        }
+    }
+    bail!(
+        "{} is full of folders of ours; remove larvatus-* there",
+        base.display()
+    )
+}

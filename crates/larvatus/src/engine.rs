@@ -1,0 +1,31 @@
+//! The exact linear maps of a plan, run here: for `u = L(r)` and for the local integer network.
+
+use larvatus_kernels::linear::Linear;
+use larvatus_proto::program::LayerId;
+
+use crate::plan::Layer;
+
+pub(crate) struct Engine(Vec<(Linear, usize)>);
+
+impl Engine {
+    pub(crate) fn new(layers: &[Layer]) -> Self {
+        let prepare = |layer: &Layer| {
+            let shape = layer.spec.shape.clone();
+            let linear =
+                Linear::new(shape, &layer.weights).expect("the plan checked these weights");
+            (linear, layer.spec.images)
+        };
+        Self(layers.iter().map(prepare).collect())
+    }
+
+    /// L(x) mod p, image by image. `x` must have the layer's inputs.
+    pub(crate) fn apply(&self, layer: LayerId, x: &[u32]) -> Vec<u32> {
+        let (linear, images) = &self.0[layer.index()];
+        let (inputs, outputs) = (linear.shape().inputs(), linear.shape().outputs());
+        let mut y = vec![0; images * outputs];
+        for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact_mut(outputs)) {
+            linear.apply(x, y);
+        }
+        y
+    }
+}

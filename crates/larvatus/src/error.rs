@@ -1,0 +1,223 @@
+//! What can go wrong with an inference, split by whose fault it is.
+
+use std::time::Duration;
+
+use larvatus_proto::program::LayerId;
+use larvatus_proto::wire::DecodeError;
+
+/// Proof, from bytes we received, that a worker did not follow the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerMisbehaved {
+    /// A claimed answer fails the Freivalds check.
+    #[error(
+        "layer {layer}: the answer for image {image} is not the product (repetition {repetition})"
+    )]
+    ProductMismatch {
+        /// Which layer.
+        layer: LayerId,
+        /// Which image of the call.
+        image: usize,
+        /// Which repetition failed first.
+        repetition: usize,
+    },
+    /// An answer holds a word that encodes no field element.
+    #[error("layer {layer}: the answer for image {image} holds a word of p or more")]
+    NotCanonical {
+        /// Which layer.
+        layer: LayerId,
+        /// Which image of the call.
+        image: usize,
+    },
+    /// An answer does not have the size that the round yields.
+    #[error("round {round}: the answer has {got} words, the round yields {expected}")]
+    AnswerLength {
+        /// Which round.
+        round: usize,
+        /// Words the round yields.
+        expected: usize,
+        /// Words received.
+        got: usize,
+    },
+    /// An answer names a call that was never made.
+    #[error("an answer to call {call}, which was never made ({made} were)")]
+    UnknownCall {
+        /// The call named.
+        call: u64,
+        /// Calls made.
+        made: u64,
+    },
+    /// The worker speaks of another model than the one it was offered.
+    #[error("the worker names model {got}, it was offered {offered}")]
+    OtherModel {
+        /// The model offered.
+        offered: larvatus_proto::digest::Digest,
+        /// The model named.
+        got: larvatus_proto::digest::Digest,
+    },
+    /// The worker asks for bytes beyond the end of the model.
+    #[error("the worker asks for byte {from} of a model of {total} bytes")]
+    BeyondModel {
+        /// The first byte asked for.
+        from: u64,
+        /// Bytes there are.
+        total: u64,
+    },
+    /// A frame that is no message of the protocol.
+    #[error("not a message of the protocol: {0}")]
+    Malformed(DecodeError),
+    /// A message that the protocol does not have at this point.
+    #[error("{message} where {awaited} was awaited")]
+    OutOfTurn {
+        /// What came.
+        message: &'static str,
+        /// What the protocol has here.
+        awaited: &'static str,
+    },
+    /// More frames than were asked for.
+    #[error("{frames} frames that nobody asked for")]
+    Flood {
+        /// How many.
+        frames: usize,
+    },
+}
+
+impl WorkerMisbehaved {
+    /// The layer concerned, if it is one.
+    pub fn layer(&self) -> Option<LayerId> {
+        match self {
+            Self::ProductMismatch { layer, .. } | Self::NotCanonical { layer, .. } => Some(*layer),
+            Self::AnswerLength { .. }
+            | Self::UnknownCall { .. }
+            | Self::OtherModel { .. }
+            | Self::BeyondModel { .. }
+            | Self::Malformed(_)
+            | Self::OutOfTurn { .. }
+            | Self::Flood { .. } => None,
+        }
+    }
+
+    /// The kind of lie, as a stable word for reports.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ProductMismatch { .. } => "product-mismatch",
+            Self::NotCanonical { .. } => "not-canonical",
+            Self::AnswerLength { .. } => "answer-length",
+            Self::UnknownCall { .. } => "unknown-call",
+            Self::OtherModel { .. } => "other-model",
+            Self::BeyondModel { .. } => "beyond-model",
+            Self::Malformed(_) => "malformed",
+            Self::OutOfTurn { .. } => "out-of-turn",
+            Self::Flood { .. } => "flood",
+        }
+    }
+}
+
+/// A worker that is gone, slow or unable: no proof of a lie.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerFailed {
+    /// Nothing came in time.
+    #[error("no answer to {awaited} within {within:?}")]
+    TimedOut {
+        /// What was awaited.
+        awaited: &'static str,
+        /// How long.
+        within: Duration,
+    },
+    /// The link ended.
+    #[error("the link ended while {awaited} was awaited")]
+    Disconnected {
+        /// What was awaited.
+        awaited: &'static str,
+    },
+    /// The worker says that it cannot.
+    #[error("the worker refuses: {message}")]
+    Refused {
+        /// Its words.
+        message: String,
+    },
+    /// The worker speaks another version.
+    #[error(
+        "the worker speaks protocol version {theirs}, this program {ours}; update the older one"
+    )]
+    Version {
+        /// Ours.
+        ours: u16,
+        /// Theirs.
+        theirs: u16,
+    },
+}
+
+/// Why an inference has no output.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InferError {
+    /// The worker lied.
+    #[error("the worker lied: {0}")]
+    Worker(#[from] WorkerMisbehaved),
+    /// The worker is gone or slow.
+    #[error(transparent)]
+    Failed(#[from] WorkerFailed),
+    /// A value inside the network is NaN or infinite. The rest of the plan ran on zeros, so that
+    /// the worker could not see it.
+    #[error(
+        "a value that goes into layer {layer} is not finite; the input drives the network out of range"
+    )]
+    NotFinite {
+        /// The first layer concerned.
+        layer: LayerId,
+    },
+    /// Work on the trusted side failed.
+    #[error("local part of the network: {message}")]
+    Local {
+        /// What the graph engine says.
+        message: String,
+    },
+}
+
+/// Why an input is refused before anything is sent.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// Another number of inputs than the model has.
+    #[error("{got} inputs given, the model has {expected}: {names:?}")]
+    Count {
+        /// Inputs of the model.
+        expected: usize,
+        /// Inputs given.
+        got: usize,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Another shape.
+    #[error("input {input:?} has shape {got:?}, the plan was made for {expected:?}")]
+    Shape {
+        /// Which input.
+        input: String,
+        /// The plan's shape.
+        expected: Vec<usize>,
+        /// The given one.
+        got: Vec<usize>,
+    },
+    /// Another type.
+    #[error("input {input:?} is {got}, the model takes {expected}")]
+    Datum {
+        /// Which input.
+        input: String,
+        /// The model's type.
+        expected: String,
+        /// The given one.
+        got: String,
+    },
+    /// A value that is no number.
+    #[error("input {input:?} holds {value} at index {index}; an input must be finite")]
+    NotFinite {
+        /// Which input.
+        input: String,
+        /// Where, in row-major order.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+}

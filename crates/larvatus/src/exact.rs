@@ -1,0 +1,158 @@
+//! Everything here: the network in float, or with its linear layers in integers.
+
+use std::sync::Arc;
+
+use crate::claim::{hide_upload, open};
+use crate::error::{InferError, InputError};
+use crate::inference::{Inference, Next};
+use crate::model::{Model, engine, guarded, runnable};
+use crate::plan::{Plan, PlannedRound};
+use crate::secret::Checks;
+use crate::tensor::{Tensor, check_inputs};
+use tract_onnx::prelude::{IntoTValue, TypedSimplePlan};
+
+/// Why a local run has no output.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalError {
+    /// The input is refused.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The inference failed.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+}
+
+/// The whole network in float, by the graph engine: the preset `local`.
+pub struct FloatNetwork {
+    plan: Arc<TypedSimplePlan>,
+    inputs: Vec<crate::model::Port>,
+}
+
+impl FloatNetwork {
+    /// Prepares a model.
+    ///
+    /// # Errors
+    /// [`crate::model::ModelError`] where the engine does not take it.
+    pub fn new(model: &Model) -> Result<Self, crate::model::ModelError> {
+        let plan = runnable(model.graph().clone())?;
+        Ok(Self {
+            plan,
+            inputs: model.inputs().to_vec(),
+        })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Arc<Tensor>>, LocalError> {
+        check_inputs(&self.inputs, &inputs)?;
+        let inputs = inputs.into_iter().map(IntoTValue::into_tvalue).collect();
+        let outputs =
+            guarded(|| self.plan.run(inputs).map_err(|err| engine(&err))).map_err(|err| {
+                InferError::Local {
+                    message: err.to_string(),
+                }
+            })?;
+        Ok(outputs
+            .iter()
+            .filter_map(|output| output.as_arc_tensor().cloned())
+            .collect())
+    }
+}
+
+/// The integer network of a plan, all of it here: the preset `local-exact`.
+///
+/// A split run of the same plan equals it bit for bit.
+///
+/// # Errors
+/// [`LocalError`].
+pub fn run_exact(plan: &Arc<Plan>, inputs: Vec<Tensor>) -> Result<Vec<Arc<Tensor>>, LocalError> {
+    run_exact_observed(plan, inputs, |_| {})
+}
+
+/// One integer linear layer of a run, for independent evaluation.
+pub struct LayerTrace<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its specification: shape, images, planes.
+    pub spec: &'a larvatus_proto::program::LayerSpec,
+    /// Its weights, plane by plane.
+    pub weights: &'a larvatus_kernels::linear::Weights,
+    /// What goes in, as words mod p.
+    pub input: &'a [u32],
+    /// What comes out, as words mod p.
+    pub output: &'a [u32],
+}
+
+/// [`run_exact`], showing every linear layer to `observe`.
+///
+/// # Errors
+/// [`LocalError`].
+pub fn run_exact_observed(
+    plan: &Arc<Plan>,
+    inputs: Vec<Tensor>,
+    mut observe: impl FnMut(LayerTrace<'_>),
+) -> Result<Vec<Arc<Tensor>>, LocalError> {
+    let mut inference = Inference::new(Arc::clone(plan), inputs)?;
+    loop {
+        match inference.advance()? {
+            Next::Done(outputs) => return Ok(outputs),
+            Next::Round(round) => {
+                let round = &plan.rounds()[round];
+                exact_round(plan, round, &mut inference, &mut observe)?;
+            }
+        }
+    }
+}
+
+fn exact_round(
+    plan: &Arc<Plan>,
+    round: &PlannedRound,
+    inference: &mut Inference,
+    observe: &mut impl FnMut(LayerTrace<'_>),
+) -> Result<(), InferError> {
+    let checks = Checks::none();
+    let mut sent = Vec::with_capacity(round.uploads.len());
+    for upload in &round.uploads {
+        let (x, maxima) = inference.activation(upload)?;
+        let mut words = vec![0; upload.words()];
+        let zero = inference.is_poisoned();
+        let (hidden, finite) = hide_upload(
+            upload,
+            &x,
+            maxima.as_deref(),
+            zero,
+            None,
+            &checks,
+            &mut words,
+        );
+        if !finite && let Some(layer) = upload.readers.first() {
+            inference.poison(*layer);
+        }
+        sent.push((words, hidden));
+    }
+    let mut answers = Vec::with_capacity(round.calls.len());
+    for (id, from) in &round.calls {
+        let layer = &plan.layers()[id.index()];
+        let (input, hidden) = &sent[*from];
+        let output = plan.engine().apply(*id, input);
+        observe(LayerTrace {
+            name: &layer.placed.linear.name,
+            spec: &layer.spec,
+            weights: &layer.weights,
+            input,
+            output: &output,
+        });
+        let residual = layer
+            .placed
+            .residual
+            .map(|slot| inference.floats(slot))
+            .transpose()?;
+        answers.push(open(
+            *id, layer, &output, None, hidden, 0, &checks, residual,
+        )?);
+    }
+    inference.settle(round, answers)
+}

@@ -1,0 +1,222 @@
+//! One inference: the tensors that are alive and the round it stands at.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use larvatus_kernels::fixed::MaxAbs;
+use larvatus_proto::program::LayerId;
+use tract_onnx::prelude::{IntoTValue, Tensor};
+
+use crate::claim::Checked;
+use crate::error::{InferError, InputError};
+use crate::model::linear::floats;
+use crate::model::rounds::{Segment, Slot};
+use crate::model::{ModelError, engine, guarded};
+use crate::plan::{Plan, PlannedRound, Upload};
+use crate::tensor::check_inputs;
+
+/// What an inference needs next.
+pub(crate) enum Next {
+    /// The answers of this round.
+    Round(usize),
+    /// Nothing: these are the outputs.
+    Done(Vec<Arc<Tensor>>),
+}
+
+/// The live tensors of one inference.
+pub(crate) struct Inference {
+    plan: Arc<Plan>,
+    values: Vec<Option<Value>>,
+    round: usize,
+    /// The first layer whose input was not finite; from there on zeros were sent.
+    not_finite: Option<LayerId>,
+}
+
+/// A tensor and what the pass that wrote it learnt of its magnitudes: `maxima[i]` is that of the
+/// `i`-th of equal runs of elements.
+struct Value {
+    tensor: Arc<Tensor>,
+    maxima: Vec<MaxAbs>,
+}
+
+impl From<Arc<Tensor>> for Value {
+    fn from(tensor: Arc<Tensor>) -> Self {
+        Self {
+            tensor,
+            maxima: Vec::new(),
+        }
+    }
+}
+
+impl Inference {
+    /// Takes the inputs, if the plan was made for them.
+    pub(crate) fn new(plan: Arc<Plan>, inputs: Vec<Tensor>) -> Result<Self, InputError> {
+        check_inputs(plan.inputs(), &inputs)?;
+        let mut values: Vec<Option<Value>> = Vec::new();
+        values.resize_with(plan.cut().slots, || None);
+        let constants = plan
+            .cut()
+            .constants
+            .iter()
+            .map(|(slot, value)| (*slot, value.clone()));
+        let given = plan
+            .cut()
+            .inputs
+            .iter()
+            .copied()
+            .zip(inputs.into_iter().map(Arc::new));
+        for (slot, tensor) in constants.chain(given) {
+            values[slot.0] = Some(tensor.into());
+        }
+        Ok(Self {
+            plan,
+            values,
+            round: 0,
+            not_finite: None,
+        })
+    }
+
+    /// Does the local work up to the next round.
+    pub(crate) fn advance(&mut self) -> Result<Next, InferError> {
+        let plan = Arc::clone(&self.plan);
+        if let Some(Some(segment)) = plan.cut().segments.get(self.round) {
+            self.run(segment)?;
+        }
+        self.forget(2 * self.round);
+        if self.round < plan.rounds().len() {
+            return Ok(Next::Round(self.round));
+        }
+        if let Some(layer) = self.not_finite {
+            return Err(InferError::NotFinite { layer });
+        }
+        let outputs = plan
+            .cut()
+            .outputs
+            .iter()
+            .map(|slot| Ok(Arc::clone(&self.value(*slot)?.tensor)));
+        Ok(Next::Done(outputs.collect::<Result<_, InferError>>()?))
+    }
+
+    fn run(&mut self, segment: &Segment) -> Result<(), InferError> {
+        let inputs = segment
+            .inputs
+            .iter()
+            .map(|slot| Ok(Arc::clone(&self.value(*slot)?.tensor).into_tvalue()))
+            .collect::<Result<_, InferError>>()?;
+        let outputs = guarded(|| segment.plan.run(inputs).map_err(|err| engine(&err))).map_err(
+            |err: ModelError| InferError::Local {
+                message: err.to_string(),
+            },
+        )?;
+        for (slot, output) in segment.outputs.iter().zip(outputs) {
+            self.values[slot.0] = output
+                .as_arc_tensor()
+                .map(|tensor| Value::from(Arc::clone(tensor)));
+        }
+        Ok(())
+    }
+
+    fn value(&self, slot: Slot) -> Result<&Value, InferError> {
+        self.values
+            .get(slot.0)
+            .and_then(Option::as_ref)
+            .ok_or_else(|| InferError::Local {
+                message: "a tensor is wanted that was never made".to_owned(),
+            })
+    }
+
+    /// Drops the tensors that nobody reads after this step.
+    fn forget(&mut self, step: usize) {
+        for (value, last) in self.values.iter_mut().zip(&self.plan.cut().last_use) {
+            if *last <= step {
+                *value = None;
+            }
+        }
+    }
+
+    /// The elements of an upload in the layer's order, and their magnitudes where known.
+    pub(crate) fn activation(
+        &self,
+        upload: &Upload,
+    ) -> Result<(Cow<'_, [f32]>, Option<Vec<MaxAbs>>), InferError> {
+        let value = self.value(upload.slot)?;
+        let elements = self.floats(upload.slot)?;
+        if elements.len() != upload.words() {
+            return Err(InferError::Local {
+                message: format!(
+                    "{} elements where {} go out",
+                    elements.len(),
+                    upload.words()
+                ),
+            });
+        }
+        let Some(order) = &upload.order else {
+            let maxima = regroup(&value.maxima, upload.images * upload.scales());
+            return Ok((Cow::Borrowed(elements), maxima));
+        };
+        let mut ordered = vec![0.0; elements.len()];
+        order.apply(elements, &mut ordered);
+        Ok((Cow::Owned(ordered), None))
+    }
+
+    /// The elements of a tensor.
+    pub(crate) fn floats(&self, slot: Slot) -> Result<&[f32], InferError> {
+        floats(&self.value(slot)?.tensor).ok_or_else(|| InferError::Local {
+            message: "a tensor that is not f32".to_owned(),
+        })
+    }
+
+    /// Notes that a value on its way to `layer` was not finite.
+    pub(crate) fn poison(&mut self, layer: LayerId) {
+        self.not_finite.get_or_insert(layer);
+    }
+
+    /// Whether zeros are sent from here on.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.not_finite.is_some()
+    }
+
+    /// Takes the opened answers of the round's calls, in their order, and goes on to the next.
+    pub(crate) fn settle(
+        &mut self,
+        round: &PlannedRound,
+        answers: Vec<Checked>,
+    ) -> Result<(), InferError> {
+        let plan = Arc::clone(&self.plan);
+        for ((id, _), answer) in round.calls.iter().zip(answers) {
+            let layer = &plan.layers()[id.index()];
+            let (values, maxima) = answer.into_parts();
+            let local = |message: String| InferError::Local { message };
+            let (elements, maxima) = match &layer.placed.linear.output_order {
+                None => (values, maxima),
+                Some(order) => {
+                    let mut ordered = vec![0.0; values.len()];
+                    order.apply(&values, &mut ordered);
+                    (ordered, Vec::new())
+                }
+            };
+            let tensor = tract_onnx::prelude::tract_ndarray::Array::from_vec(elements)
+                .into_shape_with_order(&layer.placed.tail.shape[..])
+                .map_err(|err| local(err.to_string()))?;
+            let tensor = Arc::new(Tensor::from(tensor));
+            self.values[layer.placed.output.0] = Some(Value { tensor, maxima });
+        }
+        self.forget(2 * self.round + 1);
+        self.round += 1;
+        Ok(())
+    }
+}
+
+/// Magnitudes of `wanted` equal runs from those of a multiple of them.
+fn regroup(maxima: &[MaxAbs], wanted: usize) -> Option<Vec<MaxAbs>> {
+    if maxima.is_empty() || !maxima.len().is_multiple_of(wanted) {
+        return None;
+    }
+    let run = maxima.len() / wanted;
+    Some(
+        maxima
+            .chunks_exact(run)
+            .filter_map(|run| run.iter().max().copied())
+            .collect(),
+    )
+}

@@ -1,0 +1,439 @@
+//! What will be done, layer by layer, frozen and digested.
+
+mod cost;
+mod guarantee;
+mod row;
+
+use std::sync::{Arc, OnceLock};
+
+use larvatus_kernels::fixed::Bound;
+use larvatus_kernels::linear::{Shape, Weights};
+use larvatus_proto::digest::Digest;
+use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
+use larvatus_proto::wire::{DecodeError, Writer};
+
+pub use cost::{Cost, Estimate};
+pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
+pub use row::Row;
+
+use crate::engine::Engine;
+use crate::model::linear::{Kind, Linear, StaysLocal, recognise};
+use crate::model::order::Order;
+use crate::model::rounds::{Cut, Placed, Slot};
+use crate::model::{Model, ModelError};
+use crate::policy::{Hiding, Integrity, Offload, Policy};
+use crate::quantise::{Quantised, quantise};
+
+/// Why no plan can be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The model cannot be cut.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A layer that the policy keeps is not in the model.
+    #[error("policy: no layer {name:?} to keep; see `larvatus plan` for the names")]
+    NoSuchLayer {
+        /// The name.
+        name: String,
+    },
+    /// The plan exceeds what the protocol carries.
+    #[error("plan: {0}")]
+    Protocol(#[from] DecodeError),
+    /// The plan has more uploads than tickets can number.
+    #[error("plan: {got} uploads, {most} can be numbered")]
+    TooManyUploads {
+        /// Uploads of the plan.
+        got: usize,
+        /// The most.
+        most: usize,
+    },
+}
+
+/// A layer that goes to a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) placed: Placed,
+    pub(crate) spec: LayerSpec,
+    pub(crate) weights: Weights,
+    pub(crate) bits: u32,
+    /// Of a step of the answer, per output channel: the weights' scale and what is folded in.
+    pub(crate) factor: Vec<f32>,
+}
+
+/// A linear layer that stays, and why.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its name in the graph.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Multiply-accumulates of one inference, where they are known.
+    pub macs: Option<u64>,
+    /// Why it stays.
+    pub why: StaysLocal,
+}
+
+/// One tensor on its way to the worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    pub(crate) slot: Slot,
+    pub(crate) order: Option<Order>,
+    pub(crate) images: usize,
+    /// Of one image.
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Whether each row has a scale of its own.
+    pub(crate) row_scales: bool,
+    pub(crate) bound: Bound,
+    /// Layers that read it, in the order of their checks.
+    pub(crate) readers: Vec<LayerId>,
+}
+
+impl Upload {
+    pub(crate) fn image_words(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    pub(crate) fn words(&self) -> usize {
+        self.images * self.image_words()
+    }
+
+    /// Scales of one image.
+    pub(crate) fn scales(&self) -> usize {
+        if self.row_scales { self.rows } else { 1 }
+    }
+}
+
+/// One request and its answer.
+#[derive(Clone, Debug)]
+pub(crate) struct PlannedRound {
+    /// Number of its first upload in the plan.
+    pub(crate) first_upload: u16,
+    pub(crate) uploads: Vec<Upload>,
+    /// Layer and index of its upload, in the order of the answers.
+    pub(crate) calls: Vec<(LayerId, usize)>,
+}
+
+/// What is done about a model under a policy.
+pub struct Plan {
+    model: Digest,
+    digest: Digest,
+    policy: Policy,
+    repetitions: usize,
+    layers: Vec<Layer>,
+    kept: Vec<Kept>,
+    rounds: Vec<PlannedRound>,
+    cut: Cut,
+    worker_model: WorkerModel,
+    ports: (Vec<crate::model::Port>, Vec<crate::model::Port>),
+    engine: OnceLock<Engine>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    /// Plans a model under a policy.
+    ///
+    /// # Errors
+    /// [`PlanError`] where the model cannot be cut or the plan cannot be carried.
+    pub fn new(model: &Model, policy: &Policy) -> Result<Arc<Self>, PlanError> {
+        let graph = model.graph();
+        let (mut found, mut kept) = (Vec::new(), Vec::new());
+        let order = graph
+            .eval_order()
+            .map_err(|err| crate::model::engine(&err))?;
+        for &id in &order {
+            let node = graph.node(id);
+            let keep = |kind, macs, why| Kept {
+                name: node.name.clone(),
+                kind,
+                macs,
+                why,
+            };
+            match recognise(graph, node) {
+                Ok(None) => {}
+                Err((kind, why)) => kept.push(keep(kind, None, why)),
+                Ok(Some(linear)) => match place(&linear, policy) {
+                    Ok(quantised) => found.push((linear, quantised)),
+                    Err(why) => kept.push(keep(linear.kind, Some(linear.macs()), why)),
+                },
+            }
+        }
+        let known = |name: &String| {
+            kept.iter().any(|kept| kept.name == *name)
+                || found.iter().any(|(linear, _)| linear.name == *name)
+        };
+        if let Some(name) = policy.keep.iter().find(|name| !known(name)) {
+            return Err(PlanError::NoSuchLayer { name: name.clone() });
+        }
+        let (linears, quantised): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .map(|(mut linear, quantised): (Linear, Quantised)| {
+                // From here on the integers stand for the weights.
+                linear.weights = Vec::new();
+                ((linear, quantised.bound), quantised)
+            })
+            .unzip();
+        let cut = Cut::new(graph, linears)?;
+        let layers = layers(&cut, quantised);
+        let rounds = rounds(&cut, &layers)?;
+        let program = program(&layers, &rounds)?;
+        let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
+        let worker_model = WorkerModel::new(program, &weights)?;
+        let repetitions = match policy.integrity {
+            Integrity::Unverified => 0,
+            Integrity::Checked { bits } => {
+                let equations = layers.iter().map(|layer| layer.spec.images as u64).sum();
+                guarantee::repetitions(bits, equations, policy.lifetime)
+            }
+        };
+        let mut plan = Self {
+            model: model.digest(),
+            digest: model.digest(),
+            policy: policy.clone(),
+            repetitions,
+            layers,
+            kept,
+            rounds,
+            cut,
+            worker_model,
+            ports: (model.inputs().to_vec(), model.outputs().to_vec()),
+            engine: OnceLock::new(),
+        };
+        plan.digest = Digest::of_plan(&plan.encode());
+        Ok(Arc::new(plan))
+    }
+
+    /// Digest of the model file.
+    pub fn model(&self) -> Digest {
+        self.model
+    }
+
+    /// Digest of the plan: equal digests do equal things.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The policy it answers.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Freivalds repetitions of every check; 0 where nothing is checked.
+    pub fn repetitions(&self) -> usize {
+        self.repetitions
+    }
+
+    /// The model's inputs.
+    pub fn inputs(&self) -> &[crate::model::Port] {
+        &self.ports.0
+    }
+
+    /// The model's outputs.
+    pub fn outputs(&self) -> &[crate::model::Port] {
+        &self.ports.1
+    }
+
+    /// Requests of one inference.
+    pub fn round_trips(&self) -> usize {
+        self.rounds.len()
+    }
+
+    /// What the worker is sent once.
+    pub fn worker_model(&self) -> &WorkerModel {
+        &self.worker_model
+    }
+
+    /// Linear layers that stay on the trusted side.
+    pub fn kept(&self) -> &[Kept] {
+        &self.kept
+    }
+
+    /// The name of a layer.
+    pub fn layer_name(&self, id: LayerId) -> &str {
+        self.layers
+            .get(id.index())
+            .map_or("?", |layer| &layer.placed.linear.name)
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(crate) fn rounds(&self) -> &[PlannedRound] {
+        &self.rounds
+    }
+
+    pub(crate) fn cut(&self) -> &Cut {
+        &self.cut
+    }
+
+    /// The exact linear maps, prepared on first use and shared by all sessions of the plan.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.engine.get_or_init(|| Engine::new(&self.layers))
+    }
+
+    /// Uploads of one inference.
+    pub(crate) fn uploads(&self) -> impl Iterator<Item = &Upload> {
+        self.rounds.iter().flat_map(|round| &round.uploads)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        let hiding = match self.policy.hiding {
+            Hiding::Clear => 0,
+            Hiding::Field => 1,
+        };
+        out.bytes(&self.model.0)
+            .bytes(&self.worker_model.digest().0)
+            .u8(hiding);
+        out.count(self.repetitions).u64(self.policy.lifetime);
+        for layer in &self.layers {
+            out.text(&layer.placed.linear.name);
+        }
+        for upload in self.uploads() {
+            out.u32(upload.bound.steps())
+                .u8(u8::from(upload.row_scales));
+        }
+        out.into_bytes()
+    }
+}
+
+/// Whether a layer goes to a worker, and with which weights.
+fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
+    if policy.keep.contains(&linear.name) {
+        return Err(StaysLocal::Policy);
+    }
+    if policy.offload == Offload::Paying && !cost::pays(linear, policy) {
+        return Err(StaysLocal::DoesNotPay);
+    }
+    quantise(&linear.shape, &linear.weights, policy.weights)
+}
+
+fn layers(cut: &Cut, quantised: Vec<Quantised>) -> Vec<Layer> {
+    let layer = |(placed, quantised): (&Placed, Quantised)| {
+        let planes = quantised.weights.planes().len();
+        let spec = LayerSpec {
+            shape: placed.linear.shape.clone(),
+            images: placed.linear.images,
+            planes: u8::try_from(planes).unwrap_or(u8::MAX),
+            shift: u8::try_from(quantised.weights.shift()).unwrap_or(u8::MAX),
+        };
+        let scales = quantised.scales.iter().zip(&placed.tail.factor);
+        Layer {
+            factor: scales.map(|(scale, folded)| scale * folded).collect(),
+            placed: placed.clone(),
+            spec,
+            weights: quantised.weights,
+            bits: quantised.bits,
+        }
+    };
+    cut.calls.iter().zip(quantised).map(layer).collect()
+}
+
+fn rounds(cut: &Cut, layers: &[Layer]) -> Result<Vec<PlannedRound>, PlanError> {
+    let mut rounds = Vec::new();
+    let mut uploads = 0_usize;
+    for round in 0..cut.rounds() {
+        let first_upload = u16::try_from(uploads).map_err(|_| PlanError::TooManyUploads {
+            got: uploads,
+            most: usize::from(u16::MAX),
+        })?;
+        let mut planned = PlannedRound {
+            first_upload,
+            uploads: Vec::new(),
+            calls: Vec::new(),
+        };
+        for (layer, id) in layers
+            .iter()
+            .zip(0..)
+            .filter(|(layer, _)| layer.placed.round == round)
+        {
+            let upload = planned.join(LayerId(id), layer);
+            planned.calls.push((LayerId(id), upload));
+        }
+        uploads += planned.uploads.len();
+        rounds.push(planned);
+    }
+    match uploads <= usize::from(u16::MAX) {
+        true => Ok(rounds),
+        false => Err(PlanError::TooManyUploads {
+            got: uploads,
+            most: usize::from(u16::MAX),
+        }),
+    }
+}
+
+impl PlannedRound {
+    /// Finds the upload that a layer reads, or adds it.
+    fn join(&mut self, id: LayerId, layer: &Layer) -> usize {
+        let linear = &layer.placed.linear;
+        let (rows, cols) = linear.shape.input_rows_cols();
+        let upload = Upload {
+            slot: layer.placed.input,
+            order: linear.input_order.clone(),
+            images: linear.images,
+            rows,
+            cols,
+            row_scales: matches!(linear.shape, Shape::MatMul(_)),
+            bound: layer.placed.bound,
+            readers: vec![id],
+        };
+        let same = |other: &Upload| {
+            (
+                other.slot,
+                &other.order,
+                other.images,
+                other.rows,
+                other.cols,
+                other.row_scales,
+            ) == (
+                upload.slot,
+                &upload.order,
+                upload.images,
+                rows,
+                cols,
+                upload.row_scales,
+            )
+        };
+        match self.uploads.iter().position(same) {
+            Some(index) => {
+                if let Some(shared) = self.uploads.get_mut(index) {
+                    shared.bound = shared.bound.min(upload.bound);
+                    shared.readers.push(id);
+                }
+                index
+            }
+            None => {
+                self.uploads.push(upload);
+                self.uploads.len() - 1
+            }
+        }
+    }
+}
+
+fn program(layers: &[Layer], rounds: &[PlannedRound]) -> Result<Program, PlanError> {
+    let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
+    let rounds = rounds
+        .iter()
+        .map(|round| Round {
+            uploads: round.uploads.iter().map(Upload::words).collect(),
+            calls: round
+                .calls
+                .iter()
+                .map(|(layer, upload)| LayerCall {
+                    layer: *layer,
+                    upload: u16::try_from(*upload).unwrap_or(u16::MAX),
+                })
+                .collect(),
+        })
+        .collect();
+    Ok(Program::new(specs, rounds)?)
+}

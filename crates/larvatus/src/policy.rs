@@ -1,0 +1,368 @@
+//! What the owner demands.
+//!
+//! A [`Policy`] says what must hold; the plan says what is done about it. A [`Preset`] is a named
+//! policy. Anything weaker than privacy and integrity together has to be spelt out: a policy file
+//! without them needs the word `danger`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+/// What must hold for the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hiding {
+    /// Nothing: the worker sees quantised activations.
+    Clear,
+    /// Every upload is hidden by a one-time pad over the field.
+    Field,
+}
+
+/// What must hold for the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Integrity {
+    /// A Freivalds check of every layer and image, with at least so many bits for the whole plan
+    /// over [`Policy::lifetime`] inferences.
+    Checked {
+        /// `−log₂` of the chance that any lie ever passes.
+        bits: u16,
+    },
+    /// Nothing: the worker is believed.
+    Unverified,
+}
+
+/// How many bits a weight keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightBits {
+    /// One int8 plane.
+    Int8,
+    /// Up to 12 bits in two planes: twice the worker's work, for models that int8 hurts.
+    Wide,
+}
+
+/// Which of the layers that could go to a worker do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// All of them.
+    All,
+    /// Those whose computation costs the trusted side more than hiding and revealing them.
+    Paying,
+}
+
+/// What the owner demands of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Of the input.
+    pub hiding: Hiding,
+    /// Of the answers.
+    pub integrity: Integrity,
+    /// Of the accuracy.
+    pub weights: WeightBits,
+    /// Of the cost.
+    pub offload: Offload,
+    /// Inferences over which the error bound must hold.
+    pub lifetime: u64,
+    /// Layers that never leave, by name.
+    pub keep: Vec<String>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            hiding: Hiding::Field,
+            integrity: Integrity::Checked { bits: 20 },
+            weights: WeightBits::Int8,
+            offload: Offload::All,
+            lifetime: 1_000_000,
+            keep: Vec::new(),
+        }
+    }
+}
+
+/// Why a policy file is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// It is no policy file.
+    #[error("policy: {message}")]
+    Syntax {
+        /// What the parser says.
+        message: String,
+    },
+    /// It gives something up without saying so.
+    #[error("policy: {what} gives up a guarantee; write danger = [\"{word}\"] if that is meant")]
+    NeedsDanger {
+        /// The setting.
+        what: &'static str,
+        /// The word that allows it.
+        word: &'static str,
+    },
+    /// A preset's name is unknown.
+    #[error("no preset {given:?}; there are local, local-exact, clear, integrity and slalom")]
+    NoSuchPreset {
+        /// The name given.
+        given: String,
+    },
+    /// The number of repetitions that would be needed is beyond reason.
+    #[error("policy: soundness_bits = {bits} is beyond the {most} bits that a plan can state")]
+    TooManyBits {
+        /// The demand.
+        bits: u16,
+        /// The most.
+        most: u16,
+    },
+}
+
+/// Most bits of soundness that a policy may ask for.
+const MOST_BITS: u16 = 200;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    #[serde(default)]
+    input_privacy: Privacy,
+    #[serde(default = "default_bits")]
+    soundness_bits: u16,
+    #[serde(default = "default_lifetime")]
+    lifetime: u64,
+    #[serde(default)]
+    weights: WeightsWord,
+    #[serde(default)]
+    offload: OffloadWord,
+    #[serde(default)]
+    keep: Vec<String>,
+    #[serde(default)]
+    danger: Vec<Danger>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum Privacy {
+    None,
+    #[default]
+    Perfect,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum WeightsWord {
+    #[default]
+    Int8,
+    Wide,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum OffloadWord {
+    #[default]
+    All,
+    Paying,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Danger {
+    ClearInput,
+    Unverified,
+}
+
+fn default_bits() -> u16 {
+    20
+}
+
+fn default_lifetime() -> u64 {
+    1_000_000
+}
+
+impl Policy {
+    /// Reads a policy file.
+    ///
+    /// Keys, all optional: `input-privacy = "perfect" | "none"`, `soundness-bits`, `lifetime`,
+    /// `weights = "int8" | "wide"`, `offload = "all" | "paying"`, `keep = ["layer", …]`,
+    /// `danger = ["clear-input", "unverified"]`.
+    ///
+    /// # Errors
+    /// [`PolicyError`] where the text is no policy, or gives up a guarantee without the word.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        let file: File = toml::from_str(text).map_err(|err| PolicyError::Syntax {
+            message: err
+                .to_string()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" "),
+        })?;
+        let hiding = match file.input_privacy {
+            Privacy::Perfect => Hiding::Field,
+            Privacy::None if file.danger.contains(&Danger::ClearInput) => Hiding::Clear,
+            Privacy::None => {
+                return Err(PolicyError::NeedsDanger {
+                    what: "input-privacy = \"none\"",
+                    word: "clear-input",
+                });
+            }
+        };
+        let integrity = match file.soundness_bits {
+            0 if file.danger.contains(&Danger::Unverified) => Integrity::Unverified,
+            0 => {
+                return Err(PolicyError::NeedsDanger {
+                    what: "soundness-bits = 0",
+                    word: "unverified",
+                });
+            }
+            bits if bits > MOST_BITS => {
+                return Err(PolicyError::TooManyBits {
+                    bits,
+                    most: MOST_BITS,
+                });
+            }
+            bits => Integrity::Checked { bits },
+        };
+        Ok(Self {
+            hiding,
+            integrity,
+            weights: match file.weights {
+                WeightsWord::Int8 => WeightBits::Int8,
+                WeightsWord::Wide => WeightBits::Wide,
+            },
+            offload: match file.offload {
+                OffloadWord::All => Offload::All,
+                OffloadWord::Paying => Offload::Paying,
+            },
+            lifetime: file.lifetime.max(1),
+            keep: file.keep,
+        })
+    }
+}
+
+/// A named policy, and where its plan runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// Everything here, in float.
+    Local,
+    /// Everything here, the linear layers in integers: what a split run must equal bit for bit.
+    LocalExact,
+    /// Offloaded without protection.
+    Clear,
+    /// Offloaded and checked; the worker sees activations.
+    Integrity,
+    /// Offloaded, hidden by one-time pads and checked (Slalom, ICLR 2019).
+    Slalom,
+}
+
+impl Preset {
+    /// The policy behind the name.
+    pub fn policy(self) -> Policy {
+        let default = Policy::default();
+        match self {
+            Self::Local | Self::LocalExact | Self::Slalom => default,
+            Self::Clear => Policy {
+                hiding: Hiding::Clear,
+                integrity: Integrity::Unverified,
+                ..default
+            },
+            Self::Integrity => Policy {
+                hiding: Hiding::Clear,
+                ..default
+            },
+        }
+    }
+
+    /// Whether a worker is called.
+    pub fn offloads(self) -> bool {
+        match self {
+            Self::Local | Self::LocalExact => false,
+            Self::Clear | Self::Integrity | Self::Slalom => true,
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Local => "local",
+            Self::LocalExact => "local-exact",
+            Self::Clear => "clear",
+            Self::Integrity => "integrity",
+            Self::Slalom => "slalom",
+        })
+    }
+}
+
+impl FromStr for Preset {
+    type Err = PolicyError;
+
+    fn from_str(name: &str) -> Result<Self, PolicyError> {
+        [
+            Self::Local,
+            Self::LocalExact,
+            Self::Clear,
+            Self::Integrity,
+            Self::Slalom,
+        ]
+        .into_iter()
+        .find(|preset| preset.to_string() == name)
+        .ok_or_else(|| PolicyError::NoSuchPreset {
+            given: name.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_demands_everything() {
+        assert_eq!(Policy::from_toml(""), Ok(Policy::default()));
+    }
+
+    #[test]
+    fn giving_up_privacy_takes_the_word() {
+        let err = Policy::from_toml("input-privacy = \"none\"").unwrap_err();
+        assert!(
+            matches!(
+                err,
+                PolicyError::NeedsDanger {
+                    word: "clear-input",
+                    ..
+                }
+            ),
+            "{err}"
+        );
+        let text = "input-privacy = \"none\"\ndanger = [\"clear-input\"]";
+        assert_eq!(Policy::from_toml(text).map(|p| p.hiding), Ok(Hiding::Clear));
+    }
+
+    #[test]
+    fn giving_up_integrity_takes_the_word() {
+        let err = Policy::from_toml("soundness-bits = 0").unwrap_err();
+        assert!(
+            matches!(
+                err,
+                PolicyError::NeedsDanger {
+                    word: "unverified",
+                    ..
+                }
+            ),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let err = Policy::from_toml("privacy = 1").unwrap_err();
+        assert!(err.to_string().contains("privacy"), "{err}");
+    }
+
+    #[test]
+    fn every_preset_is_found_by_its_name() {
+        for preset in [
+            Preset::Local,
+            Preset::LocalExact,
+            Preset::Clear,
+            Preset::Slalom,
+        ] {
+            assert_eq!(preset.to_string().parse(), Ok(preset));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! One inference on its way through a session.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larvatus_proto::frame::{Frame, HEADER, Request};
+use larvatus_proto::machine::Now;
+
+use super::Output;
+use crate::claim::{Hidden, hide_upload, open};
+use crate::error::{InferError, InputError, WorkerMisbehaved};
+use crate::inference::{Inference, Next};
+use crate::plan::Plan;
+use crate::secret::{Checks, Masks, RoundSecrets, Unmask};
+use crate::tensor::Tensor;
+
+/// What an inference does next.
+pub(super) enum Progress {
+    /// It asks the worker.
+    Request(Frame),
+    /// It is over.
+    Done(Output),
+}
+
+/// An inference, the secrets of the rounds before it, and the request it awaits the answer of.
+pub(super) struct Flight {
+    plan: Arc<Plan>,
+    inference: Inference,
+    secrets: VecDeque<RoundSecrets>,
+    awaited: Option<Awaited>,
+    begun: Now,
+    waiting: Duration,
+    up: u64,
+    down: u64,
+    round_trips: usize,
+}
+
+/// A request that is out.
+struct Awaited {
+    round: usize,
+    hidden: Vec<Hidden>,
+    unmasks: Vec<Unmask>,
+    /// The request's bytes, where retries are on: a retry sends these, never a fresh hiding with
+    /// the same ticket.
+    frame: Option<Frame>,
+    first_sent: Now,
+    last_sent: Now,
+}
+
+impl Flight {
+    pub(super) fn new(
+        plan: &Arc<Plan>,
+        inputs: Vec<Tensor>,
+        secrets: Vec<RoundSecrets>,
+        begun: Now,
+    ) -> Result<Self, InputError> {
+        Ok(Self {
+            plan: Arc::clone(plan),
+            inference: Inference::new(Arc::clone(plan), inputs)?,
+            secrets: secrets.into(),
+            awaited: None,
+            begun,
+            waiting: Duration::ZERO,
+            up: 0,
+            down: 0,
+            round_trips: 0,
+        })
+    }
+
+    /// Works up to the next request (numbered `call`) or the end.
+    pub(super) fn advance(
+        &mut self,
+        call: u64,
+        masks: Option<&Masks>,
+        checks: &Checks,
+        keep_request: bool,
+        now: Now,
+    ) -> Result<Progress, InferError> {
+        let round = match self.inference.advance()? {
+            Next::Round(round) => round,
+            Next::Done(tensors) => {
+                return Ok(Progress::Done(Output {
+                    tensors,
+                    up: self.up,
+                    down: self.down,
+                    round_trips: self.round_trips,
+                    wall: now.saturating_sub(self.begun),
+                    waiting: self.waiting,
+                }));
+            }
+        };
+        let planned = &self.plan.rounds()[round];
+        let secrets = self.secrets.pop_front();
+        let (tickets, unmasks) = match secrets {
+            Some(secrets) => (secrets.tickets, secrets.unmasks),
+            None => (Vec::new(), Vec::new()),
+        };
+        if masks.is_some() && tickets.len() != planned.uploads.len() {
+            return Err(InferError::Local {
+                message: "an upload without a ticket".to_owned(),
+            });
+        }
+        let mut tickets = tickets.into_iter();
+        let mut words = vec![0; planned.uploads.iter().map(|upload| upload.words()).sum()];
+        let mut rest = &mut words[..];
+        let mut hidden = Vec::with_capacity(planned.uploads.len());
+        for upload in &planned.uploads {
+            let (out, tail) = rest.split_at_mut(upload.words());
+            rest = tail;
+            let (x, maxima) = self.inference.activation(upload)?;
+            let zero = self.inference.is_poisoned();
+            let secrets = tickets.next().zip(masks);
+            let (kept, finite) =
+                hide_upload(upload, &x, maxima.as_deref(), zero, secrets, checks, out);
+            if !finite && let Some(layer) = upload.readers.first() {
+                self.inference.poison(*layer);
+            }
+            hidden.push(kept);
+        }
+        let round_number = u32::try_from(round).unwrap_or(u32::MAX);
+        let frame = Request::Call {
+            call,
+            round: round_number,
+            words,
+        }
+        .into_frame();
+        self.up += frame.size();
+        self.round_trips += 1;
+        let kept = keep_request.then(|| frame.clone());
+        self.awaited = Some(Awaited {
+            round,
+            hidden,
+            unmasks,
+            frame: kept,
+            first_sent: now,
+            last_sent: now,
+        });
+        Ok(Progress::Request(frame))
+    }
+
+    /// Opens the answer that is awaited; a lie leaves nothing behind.
+    pub(super) fn open(
+        &mut self,
+        words: Vec<u32>,
+        checks: &Checks,
+        now: Now,
+    ) -> Result<(), InferError> {
+        let Some(awaited) = self.awaited.take() else {
+            return Err(InferError::Local {
+                message: "an answer that nothing awaits".to_owned(),
+            });
+        };
+        self.waiting += now.saturating_sub(awaited.first_sent);
+        self.down += (HEADER + 8 + 4 * words.len()) as u64;
+        let planned = &self.plan.rounds()[awaited.round];
+        let layers = self.plan.layers();
+        let expected = planned
+            .calls
+            .iter()
+            .map(|(id, _)| layers[id.index()].spec.outputs())
+            .sum();
+        if words.len() != expected {
+            let (round, got) = (awaited.round, words.len());
+            return Err(WorkerMisbehaved::AnswerLength {
+                round,
+                expected,
+                got,
+            }
+            .into());
+        }
+        let mut unmasks = awaited.unmasks.into_iter();
+        let mut rest = &words[..];
+        let mut answers = Vec::with_capacity(planned.calls.len());
+        for (id, from) in &planned.calls {
+            let layer = &layers[id.index()];
+            let (claim, tail) = rest.split_at(layer.spec.outputs());
+            rest = tail;
+            let upload = &planned.uploads[*from];
+            let reader = upload
+                .readers
+                .iter()
+                .position(|reader| reader == id)
+                .unwrap_or(0);
+            let residual = layer
+                .placed
+                .residual
+                .map(|slot| self.inference.floats(slot))
+                .transpose()?;
+            let unmask = unmasks.next();
+            let hidden = &awaited.hidden[*from];
+            answers.push(open(
+                *id, layer, claim, unmask, hidden, reader, checks, residual,
+            )?);
+        }
+        self.inference.settle(planned, answers)
+    }
+
+    /// When the awaited request was sent first and last.
+    pub(super) fn awaited_since(&self) -> Option<(Now, Now)> {
+        self.awaited
+            .as_ref()
+            .map(|awaited| (awaited.first_sent, awaited.last_sent))
+    }
+
+    /// The awaited request once more, byte for byte, if its time has come.
+    pub(super) fn retry(&mut self, now: Now, after: Duration) -> Option<Frame> {
+        let awaited = self
+            .awaited
+            .as_mut()
+            .filter(|awaited| now >= awaited.last_sent + after)?;
+        let frame = awaited.frame.clone()?;
+        awaited.last_sent = now;
+        self.up += frame.size();
+        Some(frame)
+    }
+}
