@@ -59,7 +59,8 @@ class Environment:
 
     def ensure(self) -> None:
         wanted = "\n".join(pins())
-        if self.marker.exists() and self.marker.read_text() == wanted:
+        installed = self.venv_python.exists() or self.target.exists()
+        if installed and self.marker.exists() and self.marker.read_text() == wanted:
             return
         say(f"  python environment in {self.dir}")
         shutil.rmtree(self.dir, ignore_errors=True)
