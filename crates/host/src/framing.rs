@@ -1,9 +1,9 @@
 //! Frames on a stream.
 //!
 //! A header is held against the limits before anything is allocated for what it announces, and
-//! memory follows the bytes that have arrived: at most twice those and 1 MiB. Words are read
-//! into the vector that the frame hands out; on little-endian machines they are not touched
-//! again.
+//! memory follows the bytes that have arrived: at most twice those, 1 MiB, or as much as the
+//! largest frame that came whole before. Words are read into the vector that the frame hands
+//! out; on little-endian machines they are not touched again.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::time::Duration;
@@ -50,55 +50,79 @@ impl LinkError {
     }
 }
 
-/// Reads one frame. `limits` is asked when the header has arrived, not before.
-///
-/// # Errors
-/// [`LinkError::Closed`] before the first byte, [`LinkError::CutOff`] after it,
-/// [`LinkError::Malformed`] where the header exceeds the limits, [`LinkError::Io`].
-pub fn read_frame(
-    stream: &mut impl Read,
-    limits: impl FnOnce() -> FrameLimits,
-) -> Result<Frame, LinkError> {
-    let mut header = [0; HEADER];
-    let (first, rest) = header.split_at_mut(1);
-    stream
-        .read_exact(first)
-        .map_err(|error| match cut_off(error) {
-            LinkError::CutOff => LinkError::Closed,
-            other => other,
-        })?;
-    stream.read_exact(rest).map_err(cut_off)?;
-    let Header {
-        kind,
-        head: head_len,
-        words: count,
-    } = Header::decode(header, limits()).map_err(LinkError::Malformed)?;
+/// Reads frames from a stream.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    /// Words allocated before they arrive, at the least.
+    ahead: usize,
+}
 
-    let mut head = vec![0; head_len];
-    stream.read_exact(&mut head).map_err(cut_off)?;
-
-    let mut words: Vec<u32> = Vec::new();
-    while words.len() < count {
-        let arrived = words.len();
-        let left = count - arrived;
-        if words.capacity() == arrived {
-            let no_memory = |_| LinkError::Io(ErrorKind::OutOfMemory.into());
-            words
-                .try_reserve_exact(left.min(arrived.max(AHEAD)))
-                .map_err(no_memory)?;
-        }
-        words.resize(arrived + left.min(AHEAD).min(words.capacity() - arrived), 0);
-        let space = words.get_mut(arrived..).unwrap_or_default();
-        stream
-            .read_exact(bytemuck::cast_slice_mut(space))
-            .map_err(cut_off)?;
-        if cfg!(target_endian = "big") {
-            space
-                .iter_mut()
-                .for_each(|word| *word = u32::from_le(*word));
+impl<R: Read> FrameReader<R> {
+    /// A reader of frames; it reads no byte beyond the frame that it is asked for.
+    pub fn new(stream: R) -> Self {
+        Self {
+            stream,
+            ahead: AHEAD,
         }
     }
-    Ok(Frame { kind, head, words })
+
+    /// Reads one frame. `limits` is asked when the header has arrived, not before.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`] before the first byte, [`LinkError::CutOff`] after it,
+    /// [`LinkError::Malformed`] where the header exceeds the limits, [`LinkError::Io`].
+    pub fn read(&mut self, limits: impl FnOnce() -> FrameLimits) -> Result<Frame, LinkError> {
+        let mut header = [0; HEADER];
+        let (first, rest) = header.split_at_mut(1);
+        self.stream
+            .read_exact(first)
+            .map_err(|error| match cut_off(error) {
+                LinkError::CutOff => LinkError::Closed,
+                other => other,
+            })?;
+        self.stream.read_exact(rest).map_err(cut_off)?;
+        let Header { kind, head, words } =
+            Header::decode(header, limits()).map_err(LinkError::Malformed)?;
+        let mut bytes = vec![0; head];
+        self.stream.read_exact(&mut bytes).map_err(cut_off)?;
+        let words = self.words(words)?;
+        self.ahead = self.ahead.max(words.len());
+        Ok(Frame {
+            kind,
+            head: bytes,
+            words,
+        })
+    }
+
+    fn words(&mut self, count: usize) -> Result<Vec<u32>, LinkError> {
+        let mut words: Vec<u32> = Vec::new();
+        while words.len() < count {
+            let arrived = words.len();
+            let left = count - arrived;
+            if words.capacity() == arrived {
+                let no_memory = |_| LinkError::Io(ErrorKind::OutOfMemory.into());
+                let more = left.min(arrived.max(self.ahead));
+                words.try_reserve_exact(more).map_err(no_memory)?;
+            }
+            words.resize(arrived + left.min(AHEAD).min(words.capacity() - arrived), 0);
+            let space = words.get_mut(arrived..).unwrap_or_default();
+            self.stream
+                .read_exact(bytemuck::cast_slice_mut(space))
+                .map_err(cut_off)?;
+            if cfg!(target_endian = "big") {
+                space
+                    .iter_mut()
+                    .for_each(|word| *word = u32::from_le(*word));
+            }
+        }
+        Ok(words)
+    }
+
+    /// The stream itself.
+    pub fn into_inner(self) -> R {
+        self.stream
+    }
 }
 
 fn cut_off(error: io::Error) -> LinkError {
@@ -184,9 +208,9 @@ mod tests {
             let mut stream = Dribble(vec![], 0);
             write_frame(&mut stream, &frame).unwrap();
             assert_eq!(stream.0.len() as u64, frame.size());
-            assert_eq!(read_frame(&mut stream, || WIDE).unwrap(), frame);
+            assert_eq!(FrameReader::new(&mut stream).read(|| WIDE).unwrap(), frame);
             assert!(matches!(
-                read_frame(&mut stream, || WIDE),
+                FrameReader::new(&mut stream).read(|| WIDE),
                 Err(LinkError::Closed)
             ));
         }
@@ -202,7 +226,7 @@ mod tests {
         let mut bytes = vec![];
         write_frame(&mut bytes, &frame).unwrap();
         for cut in 1..bytes.len() {
-            let result = read_frame(&mut &bytes[..cut], || WIDE);
+            let result = FrameReader::new(&mut &bytes[..cut]).read(|| WIDE);
             assert!(matches!(result, Err(LinkError::CutOff)), "cut at {cut}");
         }
     }
@@ -225,7 +249,7 @@ mod tests {
         };
         let mut header = &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff][..];
         let mut zeros = Nosy(10, 0);
-        let result = read_frame(&mut (&mut header).chain(&mut zeros), || limits);
+        let result = FrameReader::new(&mut (&mut header).chain(&mut zeros)).read(|| limits);
         assert!(matches!(result, Err(LinkError::CutOff)));
         assert_eq!(zeros.1, 4 * AHEAD);
     }
@@ -240,7 +264,7 @@ mod tests {
             };
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
-            let read = read_frame(&mut &bytes[..], || WIDE).unwrap();
+            let read = FrameReader::new(&mut &bytes[..]).read(|| WIDE).unwrap();
             assert_eq!(read, frame);
             assert_eq!(read.words.capacity(), count);
         }
@@ -258,7 +282,7 @@ mod tests {
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
             let mut rest = &bytes[..];
-            let result = read_frame(&mut rest, || limits);
+            let result = FrameReader::new(&mut rest).read(|| limits);
             assert!(matches!(
                 result,
                 Err(LinkError::Malformed(DecodeError::TooMany { .. }))

@@ -4,7 +4,7 @@
 //! * [`framing`]: frames on a stream, limited before anything is allocated,
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
-//! * [`serve`]: a thread and a machine for each connection of a listener,
+//! * [`mod@serve`]: a thread and a machine for each connection of a listener,
 //! * [`clock`]: time, CPU time and entropy.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A

@@ -388,7 +388,7 @@ fn lock_directory(path: &Path) -> Option<fs::File> {
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = fs::File::open(parent.map_or(".".as_ref(), Path::as_os_str)).ok()?;
+    let directory = fs::File::open(parent.unwrap_or_else(|| ".".as_ref())).ok()?;
     flock(&directory, FlockOperation::LockExclusive).ok()?;
     Some(directory)
 }

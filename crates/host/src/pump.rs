@@ -15,7 +15,7 @@ use larvatus_proto::frame::{Frame, FrameLimits};
 use larvatus_proto::machine::Machine;
 
 use crate::clock::Clock;
-use crate::framing::{LinkError, read_frame, write_frame};
+use crate::framing::{FrameReader, LinkError, write_frame};
 use crate::inbox::{Closing, Inbox};
 use crate::link::Link;
 
@@ -294,10 +294,10 @@ impl Drop for Pump {
 }
 
 fn read(link: &Link, inbox: &Inbox) {
-    let mut stream = BufReader::with_capacity(BUFFER, link);
+    let mut frames = FrameReader::new(BufReader::with_capacity(BUFFER, link));
     let nothing = FrameLimits { head: 0, words: 0 };
     let why = loop {
-        match read_frame(&mut stream, || inbox.limits().unwrap_or(nothing)) {
+        match frames.read(|| inbox.limits().unwrap_or(nothing)) {
             Ok(frame) => inbox.push(frame),
             Err(why) => break why,
         }
@@ -306,6 +306,7 @@ fn read(link: &Link, inbox: &Inbox) {
         }
     };
     inbox.end(why);
+    let mut stream = frames.into_inner();
     let mut rest = [0; BUFFER];
     while inbox.closing() == Some(Closing::Discard) {
         match stream.read(&mut rest) {

@@ -2,11 +2,11 @@
 //!
 //! | state | awaits | answers |
 //! |---|---|---|
-//! | [`AwaitHello`] | a hello | welcome |
-//! | [`AwaitOffer`] | an offer | want or ready |
-//! | [`AwaitChunks`] | the bytes of an upload | ready when complete, want when out of order |
-//! | [`AwaitCalls`] | calls | an answer to each, in order |
-//! | [`Over`] | nothing | |
+//! | `AwaitHello` | a hello | welcome |
+//! | `AwaitOffer` | an offer | want or ready |
+//! | `AwaitChunks` | the bytes of an upload | ready when complete, want when out of order |
+//! | `AwaitCalls` | calls | an answer to each, in order |
+//! | `Over` | nothing | |
 //!
 //! Whatever is repeated is answered again, so that a peer may retry anything whose answer it did
 //! not see. A hello is welcome in every state, and an offer replaces the one before it. Every
@@ -123,8 +123,8 @@ pub struct Service {
     cx: Context,
     state: State,
     active: Now,
-    /// Whether a call was computed since the time was last seen.
-    computed: bool,
+    /// Whether it worked since it was last told the time: working is not silence.
+    worked: bool,
 }
 
 /// What all states share.
@@ -178,7 +178,7 @@ impl Service {
             cx,
             state: State::Hello(AwaitHello),
             active: now,
-            computed: false,
+            worked: false,
         }
     }
 
@@ -241,6 +241,7 @@ impl Machine for Service {
 
     fn receive(&mut self, frame: Frame, now: Now) {
         self.active = now;
+        self.worked = true;
         if matches!(self.state, State::Over(_)) {
             return;
         }
@@ -254,7 +255,7 @@ impl Machine for Service {
     }
 
     fn transmit(&mut self, now: Now) -> Option<Frame> {
-        if std::mem::take(&mut self.computed) {
+        if std::mem::take(&mut self.worked) {
             self.active = now;
         }
         let reply = match self.cx.outbox.pop_front()? {
@@ -265,7 +266,7 @@ impl Machine for Service {
                 round,
                 words,
             } => {
-                self.computed = true;
+                self.worked = true;
                 match model.loaded().call(round, &words) {
                     Ok(words) => Reply::Answer { call, words },
                     Err(why) => {

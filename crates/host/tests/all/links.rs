@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{SOON, Talker, WIDE, connected, frame, listeners, path, pump, within};
-use larvatus_host::framing::{read_frame, write_frame};
+use larvatus_host::framing::{FrameReader, write_frame};
 use larvatus_host::{
     Address, Clock, Link, LinkError, Listener, OpenError, Options, Progress, Pump,
 };
@@ -106,7 +106,7 @@ fn limits_are_those_of_the_moment_a_frame_is_sent() {
         for _ in 0..50 {
             let (near, far) = connected(&listener);
             let answer = thread::spawn(move || {
-                read_frame(&mut &far, || WIDE).unwrap();
+                FrameReader::new(&far).read(|| WIDE).unwrap();
                 write_frame(&mut &far, &frame(1000)).unwrap();
             });
             let mut growing = Growing(Talker::saying(vec![frame(0)], 1));
@@ -123,7 +123,7 @@ fn a_peer_that_said_its_last_still_hears() {
         let echo = thread::spawn(move || pump(far).run(&mut Talker::echo()));
         write_frame(&mut &near, &frame(500_000)).unwrap();
         near.shutdown(Shutdown::Write).unwrap();
-        assert!(read_frame(&mut &near, || WIDE).unwrap() == frame(500_000));
+        assert!(FrameReader::new(&near).read(|| WIDE).unwrap() == frame(500_000));
         assert!(matches!(echo.join().unwrap(), Err(LinkError::Closed)));
     }
 }
