@@ -3,7 +3,8 @@
 //! `cargo bench -p larvatus-kernels --bench linear [-- [--isa=NAME] FILTER..]` prints, for each layer, 2·multiplications per
 //! nanosecond of the exact path (words in, canonical words out, packing of x and reduction included), the same
 //! for the crate `gemm` in f32 (which for a convolution gets its im2col matrix for free), and their ratio.
-//! Each figure is the best of several repetitions, the two alternating.
+//! Each figure is the best of several repetitions, the two alternating, in CPU time of the thread where the
+//! system tells it: other programs then disturb caches and memory only.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -259,9 +260,21 @@ fn adjoints(isa: Isa) {
 }
 
 fn time(work: impl FnOnce()) -> Duration {
-    let start = Instant::now();
+    let start = now();
     work();
-    start.elapsed()
+    now() - start
+}
+
+#[cfg(unix)]
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(not(unix))]
+fn now() -> Duration {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    START.elapsed()
 }
 
 fn words(count: usize) -> Vec<u32> {

@@ -4,7 +4,7 @@
 //! ⟨v, L x⟩ = ⟨a, x⟩ in F_p. The output channels are contracted first and the result is spread over the input
 //! pixels once per tap, which costs |w| + taps·|x| instead of a full transposed convolution.
 //!
-//! v and a are secrets of the checking side: neither type prints its contents, intermediate values are erased,
+//! v and a are secrets of the checking side: neither type prints its contents, intermediate vectors are erased,
 //! and erasing what is returned is the caller's part.
 
 use std::fmt;

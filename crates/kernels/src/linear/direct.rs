@@ -124,14 +124,18 @@ impl Direct {
     fn add_tap(&self, x: &[u32], oy: usize, tap: usize, w: i32, low: &mut [i32], high: &mut [i32]) {
         let [_, stride] = self.window.stride;
         let [height, width] = self.window.input;
-        let [down, right] = self.window.shifts(tap).map(i64::from);
-        let iy = (oy * self.window.stride[0]) as i64 + down;
+        let columns = self.window.kernel[1];
+        let (down, right) = (
+            self.window.shift(0, tap / columns),
+            self.window.shift(1, tap % columns),
+        );
+        let iy = (oy * self.window.stride[0]) as isize + down;
         let Some(iy) = usize::try_from(iy).ok().filter(|&iy| iy < height) else {
             return;
         };
         // First output column whose word lies inside, and the word it reads.
         let start = usize::try_from(-right).map_or(0, |left| left.div_ceil(stride));
-        let from = (start * stride) as i64 + right;
+        let from = (start * stride) as isize + right;
         let Some(from) = usize::try_from(from).ok().filter(|&from| from < width) else {
             return;
         };

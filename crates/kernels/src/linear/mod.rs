@@ -32,7 +32,9 @@ mod words;
 use std::fmt;
 
 pub use adjoint::{Adjoint, adjoint, adjoint_with};
-pub use shape::{Conv, MAX_ELEMENTS, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid};
+pub use shape::{
+    Conv, MAX_ELEMENTS, MAX_KERNEL, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid,
+};
 pub use weights::Weights;
 
 use crate::isa::Isa;

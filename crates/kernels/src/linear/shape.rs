@@ -2,7 +2,7 @@
 //!
 //! A peer or a model file supplies the numbers. [`Shape::conv`] and [`Shape::matmul`] are the only ways to
 //! a [`Shape`], and everything reached from one is free of overflow: each tensor has at most
-//! [`MAX_ELEMENTS`] elements and the layer at most [`MAX_MACS`] multiplications.
+//! [`MAX_ELEMENTS`] elements, a kernel [`MAX_KERNEL`] taps and the layer [`MAX_MACS`] multiplications.
 
 use std::fmt;
 use std::ops::Deref;
@@ -11,6 +11,9 @@ use super::weights::Weights;
 
 /// Most elements that an input, an output or a weight tensor may have.
 pub const MAX_ELEMENTS: u64 = (1 << 31) - 1;
+
+/// Most taps of a kernel, height times width; bounds the buffers that depend on it.
+pub const MAX_KERNEL: u64 = 1 << 20;
 
 /// Most multiplications that one layer may need.
 pub const MAX_MACS: u64 = 1 << 44;
@@ -82,7 +85,7 @@ impl Shape {
     /// Checks a convolution.
     ///
     /// Errors: a zero count, channels that the groups do not divide, a window that fits nowhere, a size
-    /// beyond [`MAX_ELEMENTS`] or [`MAX_MACS`].
+    /// beyond [`MAX_ELEMENTS`], [`MAX_KERNEL`] or [`MAX_MACS`].
     pub fn conv(conv: Conv) -> Result<Self, ShapeError> {
         let Conv {
             groups,
@@ -125,6 +128,7 @@ impl Shape {
             bounded(Quantity::Extent, &[padded as usize], MAX_ELEMENTS)?;
             output[axis] = ((padded - reach) / stride[axis] as u64) as usize + 1;
         }
+        bounded(Quantity::Kernel, kernel, MAX_KERNEL)?;
         let taps = [in_channels / groups, kernel[0], kernel[1]];
         bounded(
             Quantity::Input,
@@ -296,6 +300,8 @@ pub enum Quantity {
     Extent,
     /// Elements of x.
     Input,
+    /// Taps of a kernel.
+    Kernel,
     /// Multiplications.
     Multiplications,
     /// Elements of y.
@@ -309,6 +315,7 @@ impl fmt::Display for Quantity {
         f.write_str(match self {
             Self::Extent => "extent",
             Self::Input => "input elements",
+            Self::Kernel => "kernel taps",
             Self::Multiplications => "multiplications",
             Self::Output => "output elements",
             Self::Weights => "weight elements",
@@ -567,6 +574,17 @@ mod tests {
             }),
             Err(input)
         );
+        let kernel = ShapeError::TooLarge {
+            quantity: Quantity::Kernel,
+            limit: MAX_KERNEL,
+        };
+        let large = Conv {
+            input: [2048, 2048],
+            kernel: [1025, 1024],
+            dilation: [1, 1],
+            ..conv()
+        };
+        assert_eq!(Shape::conv(large), Err(kernel));
         let macs = ShapeError::TooLarge {
             quantity: Quantity::Multiplications,
             limit: MAX_MACS,

@@ -115,6 +115,26 @@ fn any_conv(rng: &mut Words) -> Shape {
     }
 }
 
+/// A random depthwise convolution of a common kernel.
+fn any_depthwise(rng: &mut Words) -> Shape {
+    loop {
+        let (kernel, stride, groups) = (rng.pick(&[3, 5]), rng.pick(&[1, 2]), 1 + rng.below(4));
+        let mut pair = |limit: usize| [rng.below(limit), rng.below(limit)];
+        let input = pair(40).map(|n| n + 1);
+        let (pad_begin, pad_end) = (pair(7), pair(7));
+        let out_channels = groups * (1 + rng.below(2));
+        let conv = conv(groups, [groups, out_channels], input, [kernel; 2]);
+        if let Ok(shape) = Shape::conv(Conv {
+            stride: [stride; 2],
+            pad_begin,
+            pad_end,
+            ..conv
+        }) {
+            return shape;
+        }
+    }
+}
+
 fn any_matmul(rng: &mut Words) -> Shape {
     let mut upto = |limit: usize| 1 + rng.below(limit);
     let matmul = MatMul {
@@ -130,10 +150,10 @@ fn any_matmul(rng: &mut Words) -> Shape {
 fn random_shapes_equal_the_definition() {
     let mut rng = Words(1);
     for round in 0..600 {
-        let shape = if round % 3 == 0 {
-            any_matmul(&mut rng)
-        } else {
-            any_conv(&mut rng)
+        let shape = match round % 4 {
+            0 => any_matmul(&mut rng),
+            1 => any_depthwise(&mut rng),
+            _ => any_conv(&mut rng),
         };
         let planes = rng.pick(&[1, 1, 2, 3]);
         let weights = rng.weights(shape.weights(), planes);
@@ -166,6 +186,10 @@ fn network_shapes_equal_the_definition() {
         same(4, [32, 48], 9, 3, 1),
         same(24, [24, 24], 28, 3, 1),
         same(24, [24, 24], 28, 3, 2),
+        same(5, [5, 5], 37, 3, 2),
+        same(5, [5, 5], 33, 5, 1),
+        same(5, [5, 10], 41, 5, 2),
+        same(5, [5, 5], 3, 5, 2),
         same(24, [24, 48], 7, 5, 1),
         same(6, [6, 6], 15, 9, 1),
         same(6, [6, 6], 24, 13, 1),
@@ -225,7 +249,7 @@ const EXTREMES: [u32; 10] = [
 #[test]
 fn extreme_words_and_weights_do_not_overflow() {
     let lengths = [
-        1, 3, 4, 120, 121, 507, 508, 509, 4096, 4097, 66_311, 66_312, 100_352,
+        1, 3, 4, 120, 121, 124, 125, 507, 508, 509, 4096, 4097, 66_311, 66_312, 100_352,
     ];
     for terms in lengths {
         let product = Shape::matmul(MatMul {
@@ -256,7 +280,7 @@ fn extreme_words_and_weights_do_not_overflow() {
 
 #[test]
 fn depthwise_extremes_do_not_overflow() {
-    for kernel in [3, 10] {
+    for kernel in [3, 5, 10] {
         let shape = Shape::conv(same(4, [4, 4], 18, kernel, 1)).unwrap();
         for weight in [-128, 127] {
             for word in EXTREMES {

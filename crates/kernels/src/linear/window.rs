@@ -4,8 +4,8 @@ use super::shape::{Conv, Valid};
 
 /// A convolution's geometry over one plane, for pixels in row-major order.
 ///
-/// Output pixel (oy, ox) reads through tap (ky, kx) the word `base(oy, ox) + offset(ky, kx)` of a plane, if its
-/// coordinates lie inside; [`Window::reads`] says whether. Every coordinate is below 2³¹ by [`Shape::conv`].
+/// Output pixel (oy, ox) reads through tap (ky, kx) the word at row `oy·stride + shift(0, ky)` and column
+/// `ox·stride + shift(1, kx)` of a plane if that lies inside, 0 elsewhere. Every coordinate is below 2³¹ by [`Shape::conv`].
 ///
 /// [`Shape::conv`]: super::shape::Shape::conv
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Window {
     /// Taps, vertical and horizontal.
     pub(super) kernel: [usize; 2],
     pub(super) stride: [usize; 2],
-    dilation: [usize; 2],
+    pub(super) dilation: [usize; 2],
     pad: [usize; 2],
 }
 
@@ -56,29 +56,22 @@ impl Window {
         self.output[0] * self.output[1]
     }
 
-    /// The part of a word's index that depends on the pixel; may lie outside the plane.
+    /// The index of a pixel's word at shifts of 0; may lie outside the plane.
     pub(super) fn base(&self, [oy, ox]: [usize; 2]) -> isize {
         (oy * self.stride[0] * self.input[1] + ox * self.stride[1]) as isize
     }
 
-    /// The part that depends on the tap.
-    pub(super) fn offset(&self, tap: usize) -> isize {
-        let [y, x] = self.shifts(tap).map(i64::from);
-        (y * self.input[1] as i64 + x) as isize
-    }
-
-    /// Vertical and horizontal distance from a pixel's first coordinate, without stride, to the tap's word.
-    pub(super) fn shifts(&self, tap: usize) -> [i32; 2] {
-        let tap = [tap / self.kernel[1], tap % self.kernel[1]];
-        [0, 1].map(|axis| (tap[axis] * self.dilation[axis]) as i32 - self.pad[axis] as i32)
+    /// Distance along an axis from a pixel's first coordinate, without padding, to that of tap `k`.
+    pub(super) fn shift(&self, axis: usize, k: usize) -> isize {
+        (k * self.dilation[axis]) as isize - self.pad[axis] as isize
     }
 
     /// The index in its plane that `pixel` reads through `tap`; `None` in the padding.
     pub(super) fn reads(&self, pixel: [usize; 2], tap: usize) -> Option<usize> {
-        let shifts = self.shifts(tap);
+        let taps = [tap / self.kernel[1], tap % self.kernel[1]];
         let mut at = [0; 2];
         for axis in 0..2 {
-            let i = (pixel[axis] * self.stride[axis]) as i64 + i64::from(shifts[axis]);
+            let i = (pixel[axis] * self.stride[axis]) as isize + self.shift(axis, taps[axis]);
             at[axis] = usize::try_from(i).ok().filter(|&i| i < self.input[axis])?;
         }
         Some(at[0] * self.input[1] + at[1])

@@ -220,16 +220,21 @@ fn pack(
 ) {
     out.clear();
     let mut held = None;
-    for term in terms {
-        let plane = &x[term % channels * panel.plane..][..panel.plane];
-        let words = match &panel.taps[term / channels] {
-            Tap::Consecutive(first) => plane[*first..].first_chunk::<LANES>().copied(),
-            Tap::Scattered(at) => Some(at.map(|at| plane.get(at).copied().unwrap_or(0))),
-        };
-        let words = words.unwrap_or([0; LANES]).map(centre);
-        match held.take() {
-            None => held = Some(words),
-            Some(before) => out.push(halves(before, words)),
+    let mut term = terms.start;
+    while term < terms.end {
+        let (tap, channel) = (&panel.taps[term / channels], term % channels);
+        let run = (channels - channel).min(terms.end - term);
+        term += run;
+        for plane in x.chunks_exact(panel.plane).skip(channel).take(run) {
+            let words = match tap {
+                Tap::Consecutive(first) => plane[*first..].first_chunk::<LANES>().copied(),
+                Tap::Scattered(at) => Some(at.map(|at| plane.get(at).copied().unwrap_or(0))),
+            };
+            let words = words.unwrap_or([0; LANES]).map(centre);
+            match held.take() {
+                None => held = Some(words),
+                Some(before) => out.push(halves(before, words)),
+            }
         }
     }
     if let Some(last) = held {

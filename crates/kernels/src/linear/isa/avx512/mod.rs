@@ -3,6 +3,9 @@
 //! The four sums l₀..l₃ start from constants near 2³⁰ whose total Σ bⱼ·2⁸ʲ is 0 mod p, so that they stay
 //! non-negative 31-bit numbers; multiplication by 2⁸ʲ mod p is then a rotation of 31 bits.
 
+mod direct;
+mod reads;
+
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -13,6 +16,8 @@ use crate::linear::adjoint;
 use crate::linear::direct::{Direct, MAX_TERMS};
 use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS};
 use crate::linear::window::Window;
+use direct::direct;
+use reads::{GATHER, ONE_RUN, Panel, RUNS_OF_ONE, RUNS_OF_TWO, find, read};
 
 const LANES: usize = 16;
 const STEP: usize = 4;
@@ -47,51 +52,6 @@ const HALVES: [i32; 2] = {
     ]
 };
 const _: () = assert!(MAX_TERMS as i64 * 0xffff * 128 + 0xffff < 1 << 30);
-
-/// Runs of lanes that read consecutive words (or every second one), at most this many; else words are gathered.
-const RUNS: usize = 4;
-
-// How a panel is read.
-const ONE_RUN: u8 = 0;
-const RUNS_OF_ONE: u8 = 1;
-const RUNS_OF_TWO: u8 = 2;
-const GATHER: u8 = 3;
-
-/// Where sixteen output pixels read.
-pub(in crate::linear) struct Panel {
-    mode: u8,
-    /// Words of a plane; all that is read lies below.
-    plane: usize,
-    /// What every lane reads at the tap of offset 0, modulo 2³².
-    base: __m512i,
-    /// Runs of each tap.
-    count: usize,
-    /// `[tap][run]`.
-    taps: Vec<Run>,
-}
-
-/// Lanes that read at a fixed distance from one another.
-#[derive(Clone, Copy, Default)]
-struct Run {
-    /// The index that lane 0 would read; the tap's offset where words are gathered.
-    at: isize,
-    /// Words from there on that are read, and sixteen words later; lanes where words are gathered.
-    words: [__mmask16; 2],
-}
-
-impl Default for Panel {
-    fn default() -> Self {
-        // SAFETY: any 64 bytes are a vector.
-        let base = unsafe { std::mem::transmute::<[i32; LANES], __m512i>([0; LANES]) };
-        Self {
-            mode: GATHER,
-            plane: 0,
-            base,
-            count: 1,
-            taps: Vec::new(),
-        }
-    }
-}
 
 thread_local! {
     static SCRATCH: RefCell<Scratch<Avx512>> = RefCell::default();
@@ -245,131 +205,6 @@ impl Avx512 {
         // SAFETY: the token as above.
         unsafe { run(z, rows, out) }
     }
-}
-
-/// Fills `panel` for output pixels `first..first + count`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn find(window: &Window, first: usize, count: usize, panel: &mut Panel) {
-    let pixels = window.run::<LANES>(first, count);
-    let stride = window.stride[1] as isize;
-    let lanes = ((1u32 << count) - 1) as __mmask16;
-    let mut base = [0; LANES];
-    let mut runs = [(0, 0); RUNS];
-    let mut used = 0;
-    let mut mode = match stride {
-        1 => RUNS_OF_ONE,
-        2 => RUNS_OF_TWO,
-        _ => GATHER,
-    };
-    for (lane, &pixel) in pixels.iter().enumerate().take(count) {
-        let zero = window.base(pixel) - lane as isize * stride;
-        base[lane] = window.base(pixel) as i32;
-        match runs[..used].last_mut() {
-            Some(run) if run.1 == zero => run.0 |= 1 << lane,
-            _ if used < RUNS => {
-                runs[used] = (1 << lane, zero);
-                used += 1;
-            }
-            _ => mode = GATHER,
-        }
-    }
-    if mode == GATHER {
-        runs[0] = (lanes, 0);
-        used = 1;
-    } else if mode == RUNS_OF_ONE && used == 1 {
-        mode = ONE_RUN;
-    }
-    // Coordinates at tap (0, 0) plus a tap's shift are below 2³¹ wherever they count, and wrap elsewhere.
-    let first_tap =
-        |axis: usize| load(&pixels.map(|pixel| (pixel[axis] * window.stride[axis]) as i32));
-    let (y, x) = (first_tap(0), first_tap(1));
-    let (height, width) = (window.input[0] as i32, window.input[1] as i32);
-    let (height, width) = (_mm512_set1_epi32(height), _mm512_set1_epi32(width));
-    let Panel { taps, .. } = panel;
-    taps.clear();
-    for tap in 0..window.taps() {
-        let [down, right] = window.shifts(tap);
-        let row = _mm512_add_epi32(y, _mm512_set1_epi32(down));
-        let column = _mm512_add_epi32(x, _mm512_set1_epi32(right));
-        let inside = _mm512_mask_cmplt_epu32_mask(lanes, row, height);
-        let inside = _mm512_mask_cmplt_epu32_mask(inside, column, width);
-        for &(lanes, at) in &runs[..used] {
-            let lanes = lanes & inside;
-            let words = match mode {
-                RUNS_OF_TWO => [every_second(lanes), every_second(lanes >> 8)],
-                _ => [lanes, 0],
-            };
-            taps.push(Run {
-                at: at + window.offset(tap),
-                words,
-            });
-        }
-    }
-    *panel = Panel {
-        mode,
-        plane: window.plane(),
-        base: load(&base),
-        count: used,
-        taps: std::mem::take(taps),
-    };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(words: &[i32; LANES]) -> __m512i {
-    // SAFETY: sixteen words are there.
-    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
-}
-
-/// The words of `plane` at one tap of a panel, 0 in lanes that lie outside.
-///
-/// # Safety
-/// `runs` are those of one tap of a panel of mode `MODE`, `base` is that panel's, and `plane` points at as many
-/// words as its planes have.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn read<const MODE: u8>(runs: &[Run], base: __m512i, plane: *const i32) -> __m512i {
-    let mut read = _mm512_setzero_si512();
-    // SAFETY: masked-off words are not accessed; the others lie within the plane (see `find`). Pointers are
-    // formed with wrapping arithmetic, since that of lane 0 may lie outside.
-    unsafe {
-        match MODE {
-            ONE_RUN => {
-                let Run { at, words } = runs[0];
-                read = _mm512_maskz_loadu_epi32(words[0], plane.wrapping_offset(at));
-            }
-            RUNS_OF_ONE => {
-                for &Run { at, words } in runs {
-                    read = _mm512_mask_loadu_epi32(read, words[0], plane.wrapping_offset(at));
-                }
-            }
-            RUNS_OF_TWO => {
-                let even =
-                    _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-                for &Run { at, words } in runs {
-                    let at = plane.wrapping_offset(at);
-                    let low = _mm512_maskz_loadu_epi32(words[0], at);
-                    let high = _mm512_maskz_loadu_epi32(words[1], at.wrapping_add(LANES));
-                    read = _mm512_or_si512(read, _mm512_permutex2var_epi32(low, even, high));
-                }
-            }
-            _ => {
-                let Run { at, words } = runs[0];
-                let index = _mm512_add_epi32(base, _mm512_set1_epi32(at as i32));
-                read = _mm512_mask_i32gather_epi32::<4>(read, words[0], index, plane);
-            }
-        }
-    }
-    read
-}
-
-/// Bit i of the low eight becomes bit 2i.
-#[inline]
-fn every_second(lanes: __mmask16) -> __mmask16 {
-    let bits = lanes & 0xff;
-    let bits = (bits | bits << 4) & 0x0f0f;
-    let bits = (bits | bits << 2) & 0x3333;
-    (bits | bits << 1) & 0x5555
 }
 
 /// Packs terms `terms`; see [`Vectors::pack_pixels`].
@@ -597,66 +432,3 @@ fn write(mut v: __m512i, place: u32, first: bool, row: &mut [u32]) {
         _mm512_mask_storeu_epi32(words, lanes, v);
     }
 }
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct(layer: &Direct, x: &[u32], first: usize, y: &mut [u32], panels: &mut Vec<Panel>) {
-    let pixels = layer.window.pixels();
-    for start in (0..pixels).step_by(AT_ONCE * LANES) {
-        let end = pixels.min(start + AT_ONCE * LANES);
-        panels.resize_with(AT_ONCE, Panel::default);
-        for (panel, pixel) in panels.iter_mut().zip((start..end).step_by(LANES)) {
-            find(&layer.window, pixel, LANES.min(end - pixel), panel);
-        }
-        for (out, y) in y.chunks_exact_mut(pixels).enumerate() {
-            let x = layer.inputs(x, first + out);
-            for (panel, y) in panels.iter().zip(y[start..end].chunks_mut(LANES)) {
-                match panel.mode {
-                    ONE_RUN => direct_panel::<ONE_RUN>(layer, panel, x, first + out, y),
-                    RUNS_OF_ONE => direct_panel::<RUNS_OF_ONE>(layer, panel, x, first + out, y),
-                    RUNS_OF_TWO => direct_panel::<RUNS_OF_TWO>(layer, panel, x, first + out, y),
-                    _ => direct_panel::<GATHER>(layer, panel, x, first + out, y),
-                }
-            }
-        }
-    }
-}
-
-/// One panel of output channel `out`.
-///
-/// Halves are moved to [−2¹⁵, 2¹⁵) for the signed `vpdpwssd`; the sums start from what that takes away.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct_panel<const MODE: u8>(
-    layer: &Direct,
-    panel: &Panel,
-    x: &[u32],
-    out: usize,
-    y: &mut [u32],
-) {
-    let flip = _mm512_set1_epi32(0x8000_8000_u32 as i32);
-    for (index, plane) in layer.planes.iter().enumerate() {
-        let (weights, moved) = plane.weights(out, layer.terms());
-        let mut low = _mm512_set1_epi32(HALVES[0] + moved);
-        let mut high = _mm512_set1_epi32(HALVES[1] + moved);
-        for channel in 0..layer.in_group {
-            let x = &x[channel * panel.plane..][..panel.plane];
-            let weights = &weights[channel * layer.window.taps()..][..layer.window.taps()];
-            let mut taps = panel.taps.as_slice();
-            for weight in weights {
-                let runs;
-                (runs, taps) = taps.split_at(panel.count);
-                // SAFETY: `x` has as many words as the panel's planes.
-                let words = unsafe { read::<MODE>(runs, panel.base, x.as_ptr().cast()) };
-                let words = _mm512_xor_si512(words, flip);
-                low = _mm512_dpwssd_epi32(low, words, _mm512_set1_epi32(weight[0]));
-                high = _mm512_dpwssd_epi32(high, words, _mm512_set1_epi32(weight[1]));
-            }
-        }
-        let v = once(add(low, rotate::<16, 15>(high)));
-        write(v, plane.place, index == 0, y);
-    }
-}
-
-/// Panels found before the channels pass by them: few enough for the first-level cache, enough for a channel's
-/// rows to be read in order.
-const AT_ONCE: usize = 64;
