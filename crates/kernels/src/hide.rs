@@ -24,7 +24,7 @@ use crate::WrongLength;
 use crate::field::{Fp, P};
 use crate::fixed::{Bound, quantise_lanes, quantise_one};
 use crate::isa::Isa;
-use crate::isa::vector::{Pass, Vector, load, load_f, store};
+use crate::isa::vector::{AHEAD, Pass, Vector, load, load_f, store};
 use crate::keystream::Stream;
 
 /// A matrix of activations and how to quantise it.
@@ -79,7 +79,7 @@ impl<'a> Activations<'a> {
 pub enum Folded {
     /// One word for each element of the input, row-major.
     Dense(Vec<u32>),
-    /// a[r, c] = outer[r] · inner[c], as it is for products and for 1×1 convolutions.
+    /// `a[r, c] = outer[r] · inner[c]`, as it is for products and for 1×1 convolutions.
     RankOne {
         /// One word a row.
         outer: Vec<u32>,
@@ -338,6 +338,7 @@ fn hide_step<V: Vector, const PART: bool>(
     out: &mut [u32],
 ) {
     let p = v.splat(P);
+    v.prefetch(x, at + AHEAD);
     let steps = quantise_lanes(v, load_f::<V, PART>(v, x, at), inverse, limit);
     store::<V, PART>(v, steps, q, at);
     // Of x and x ± p as unsigned words the smaller is the canonical one.
@@ -354,6 +355,7 @@ fn dot<V: Vector>(v: V, q: &[u32], a: &[u32]) -> V::W {
     let mut sum = [v.zero_w(); 2];
     let mut at = 0;
     while at + V::LANES <= len {
+        v.prefetch(a, at + AHEAD);
         sum = v.mul_add_signed(sum, v.load(q, at), v.load(a, at));
         at += V::LANES;
     }

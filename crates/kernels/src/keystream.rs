@@ -278,23 +278,30 @@ impl Schedule {
 
     /// Masked words from block `first_block` on, words equal to p included. Returns the largest.
     pub(crate) fn keystream(&self, counter: Counter, first_block: u32, out: &mut [u32]) -> u32 {
-        const BLOCKS: usize = 64;
-        let mut blocks = Zeroizing::new([[0; 16]; BLOCKS]);
-        let mut number = first_block;
+        /// Words that are in the first-level cache between the steps.
+        const CHUNK: usize = 1024;
+        let (whole, rest) = out.split_at_mut(out.len() / 4 * 4);
         let mut largest = 0;
-        for words in out.chunks_mut(4 * BLOCKS) {
-            let blocks = &mut blocks[..words.len().div_ceil(4)];
+        let mut number = first_block;
+        for words in whole.chunks_mut(CHUNK) {
+            // In place: counters, ciphertext, words.
+            let blocks: &mut [[u8; 16]] = bytemuck::cast_slice_mut(words);
             for block in blocks.iter_mut() {
                 *block = counter.block(number);
                 number = number.wrapping_add(1);
             }
             self.cipher
                 .encrypt_blocks(Array::cast_slice_from_core_mut(blocks));
-            let bytes = blocks.as_flattened().as_chunks().0;
-            for (word, &bytes) in words.iter_mut().zip(bytes) {
-                *word = u32::from_le_bytes(bytes) & P;
+            for word in words {
+                *word = u32::from_le(*word) & P;
                 largest = largest.max(*word);
             }
+        }
+        if !rest.is_empty() {
+            let mut words = [0; 4];
+            largest = largest.max(self.keystream(counter, number, &mut words));
+            rest.copy_from_slice(&words[..rest.len()]);
+            words.zeroize();
         }
         largest
     }

@@ -24,7 +24,7 @@ use crate::activation::{self, Activation};
 use crate::field::{Fp, HALF, P};
 use crate::fixed::{MAGNITUDE, MaxAbs};
 use crate::isa::Isa;
-use crate::isa::vector::{OneLane, Pass, Vector, load, load_f, store_f};
+use crate::isa::vector::{AHEAD, OneLane, Pass, Vector, load, load_f, store_f};
 
 /// A worker's unverified answer, and what masks it.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ impl fmt::Debug for Claim<'_> {
     }
 }
 
-/// A secret check vector v[r, c] = outer[r] · inner[c], in canonical words, uniform.
+/// A secret check vector, `v[r, c] = outer[r] · inner[c]`, in canonical words, uniform.
 ///
 /// Overwritten when dropped, and never printed.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -472,8 +472,11 @@ fn rows<V: Vector, const N: usize, const MODE: u8>(
                 finished = to;
             }
         }
-        if MODE != SUMS && by_row {
-            row_max[row] = MaxAbs::from_bits(v.largest(top));
+        if MODE != SUMS
+            && by_row
+            && let Some(slot) = row_max.get_mut(row)
+        {
+            *slot = MaxAbs::from_bits(v.largest(top));
             top = v.splat(0);
         }
     }
@@ -527,7 +530,9 @@ impl<V: Vector, const N: usize> Piece<'_, V, N> {
         let mut y = load::<V, PART>(v, self.words, at);
         self.largest = v.max(self.largest, y);
         let p = v.splat(P);
+        v.prefetch(self.words, at + AHEAD);
         if let Some(u) = self.u {
+            v.prefetch(u, at + AHEAD);
             let difference = v.sub(y, load::<V, PART>(v, u, at));
             y = v.min(difference, v.add(difference, p));
         }

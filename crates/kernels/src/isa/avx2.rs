@@ -183,6 +183,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &[T], at: usize) {
+        // SAFETY: SSE is part of the architecture; a prefetch has no effect at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast()) }
+    }
+    #[inline(always)]
     fn min(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: the token.
         unsafe { _mm256_min_epu32(a, b) }

@@ -308,6 +308,11 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &[T], at: usize) {
+        // SAFETY: SSE is part of the architecture; a prefetch has no effect at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast()) }
+    }
+    #[inline(always)]
     fn min(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: the token.
         unsafe { _mm512_min_epu32(a, b) }

@@ -3,12 +3,13 @@
 //! A token can be had from its `detect` only, so holding one proves that this CPU has the instructions; that proof is
 //! what the `unsafe` blocks below this module rely on. Setting compiler flags is neither needed nor of use.
 //!
-//! Under miri, and on other architectures, only the scalar definitions run.
+//! Under miri, and on other architectures, there are only the definitions and the portable form.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+mod portable;
 pub(crate) mod vector;
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -60,12 +61,28 @@ impl Avx512 {
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+impl Avx2 {
+    fn run<P: vector::Pass>(self, _pass: P) -> P::Output {
+        match self.0 {}
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Avx512 {
+    fn run<P: vector::Pass>(self, _pass: P) -> P::Output {
+        match self.0 {}
+    }
+}
+
 /// An instruction set that kernels may use here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isa {
-    /// The definitions, in portable Rust.
+    /// The definitions, one element at a time.
     Scalar,
+    /// The passes over arrays, in portable Rust: what other CPUs run.
+    Portable,
     /// 256-bit vectors.
     Avx2(Avx2),
     /// 512-bit vectors.
@@ -87,16 +104,17 @@ impl Isa {
     pub fn available() -> Vec<Self> {
         let avx2 = Avx2::detect().map(Self::Avx2);
         let avx512 = Avx512::detect().map(Self::Avx512);
-        [Some(Self::Scalar), avx2, avx512]
+        [Some(Self::Scalar), Some(Self::Portable), avx2, avx512]
             .into_iter()
             .flatten()
             .collect()
     }
 
-    /// A short lower-case name: `scalar`, `avx2` or `avx512`.
+    /// A short lower-case name: `scalar`, `portable`, `avx2` or `avx512`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Portable => "portable",
             Self::Avx2(_) => "avx2",
             Self::Avx512(_) => "avx512",
         }
@@ -112,7 +130,7 @@ mod tests {
         let available = Isa::available();
         assert_eq!(available.first(), Some(&Isa::Scalar));
         assert_eq!(available.last(), Some(&Isa::best()));
-        for name in ["scalar", "avx2", "avx512"] {
+        for name in ["scalar", "portable", "avx2", "avx512"] {
             if !available.iter().any(|isa| isa.name() == name) {
                 println!("skipped: {name} (this CPU lacks it)");
             }

@@ -7,6 +7,7 @@
 //! x86 ones, stated in their documentation, because they decide what happens to NaN and to signed zeros.
 
 use super::Isa;
+use super::portable::Portable;
 use crate::keystream::{Counter, Schedule};
 
 /// A computation over whole buffers, with a definition and a vector form that equals it bit for bit.
@@ -24,6 +25,7 @@ impl Isa {
     pub(crate) fn run<P: Pass>(self, pass: P) -> P::Output {
         match self {
             Self::Scalar => pass.scalar(),
+            Self::Portable => Portable.run(pass),
             Self::Avx2(token) => token.run(pass),
             Self::Avx512(token) => token.run(pass),
         }
@@ -55,7 +57,7 @@ pub(crate) trait Floats: Copy {
     fn min_f(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a` where the sign bit of `sign` is set, else `b`.
     fn where_negative(self, sign: Self::F, a: Self::F, b: Self::F) -> Self::F;
-    /// The nearest integer, ties to even. Domain: |x| < 2³¹; anything, without harm, for other x.
+    /// The nearest integer, ties to even. Domain: |x| ≤ 2²²; anything, without harm, for other x.
     fn nearest(self, x: Self::F) -> Self::I;
     /// The nearest float to a signed integer.
     fn float(self, x: Self::I) -> Self::F;
@@ -104,6 +106,9 @@ pub(crate) trait Vector: Floats {
     /// Stores as many lanes as `out[at..]` has, fewer than `LANES`.
     fn store_part_f(self, x: Self::F, out: &mut [f32], at: usize);
 
+    /// Hints that `x[at]` is read soon; it may lie beyond the slice.
+    fn prefetch<T>(self, x: &[T], at: usize);
+
     /// The smaller of unsigned words.
     fn min(self, a: Self::I, b: Self::I) -> Self::I;
     /// The larger of unsigned words.
@@ -123,7 +128,7 @@ pub(crate) trait Vector: Floats {
     fn add_w(self, a: Self::W, b: Self::W) -> Self::W;
     /// The sum of the lanes, wrapping.
     fn sum_w(self, x: Self::W) -> u64;
-    /// `sum + a·b` for signed words, even lanes to the first, odd lanes to the second.
+    /// `sum + a·b` for signed words, half of the lanes to the first, half to the second.
     fn mul_add_signed(self, sum: [Self::W; 2], a: Self::I, b: Self::I) -> [Self::W; 2];
     /// The first plus the second modulo p, each lane < 2³².
     /// Domain: the two lanes added are in (−2⁶⁰ + 2²⁹, 2⁶⁰).
@@ -138,6 +143,10 @@ pub(crate) trait Vector: Floats {
     /// The sum modulo p, each lane < 2³².
     fn fold(self, acc: Self::Acc) -> Self::W;
 }
+
+/// How many elements ahead to prefetch what a pass reads once: 2 KB, which makes up for the pauses that arithmetic leaves
+/// in a stream from memory.
+pub(crate) const AHEAD: usize = 512;
 
 /// `load` or `load_part`, chosen when compiling.
 #[inline(always)]
