@@ -17,7 +17,7 @@ pub(crate) struct Args {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run a model on images or tensors.
-    Run(Run),
+    Run(Box<Run>),
     /// Show what would be done, layer by layer, and what it guarantees.
     Plan(Plan),
     /// Serve as an untrusted worker.

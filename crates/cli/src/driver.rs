@@ -11,7 +11,7 @@ use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::tensor::Tensor;
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, Link, Pump, entropy, process_cpu, thread_cpu};
+use larvatus_host::{Address, Clock, Link, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
 use crate::report::Cpu;
@@ -176,9 +176,9 @@ impl Run {
             while self.session.has_room()
                 && let Some(input) = waiting.next()
             {
-                let at = thread_cpu();
+                let at = process_cpu();
                 self.session.provision(1);
-                offline += thread_cpu() - at;
+                offline += process_cpu() - at;
                 let now = self.clock.now();
                 begun.push((self.session.begin(inputs[input].clone(), now)?, input));
             }

@@ -32,6 +32,9 @@ pub(crate) struct Inference {
     not_finite: Option<LayerId>,
 }
 
+/// The elements of an upload in the layer's order, and their magnitudes where they are known.
+pub(crate) type Outgoing<'a> = (Cow<'a, [f32]>, Option<Vec<MaxAbs>>);
+
 /// A tensor and what the pass that wrote it learnt of its magnitudes: `maxima[i]` is that of the
 /// `i`-th of equal runs of elements.
 struct Value {
@@ -135,10 +138,7 @@ impl Inference {
     }
 
     /// The elements of an upload in the layer's order, and their magnitudes where known.
-    pub(crate) fn activation(
-        &self,
-        upload: &Upload,
-    ) -> Result<(Cow<'_, [f32]>, Option<Vec<MaxAbs>>), InferError> {
+    pub(crate) fn activation(&self, upload: &Upload) -> Result<Outgoing<'_>, InferError> {
         let value = self.value(upload.slot)?;
         let elements = self.floats(upload.slot)?;
         if elements.len() != upload.words() {

@@ -119,14 +119,14 @@ impl Program {
         let mut down = 0_usize;
         let mut read = vec![false; round.uploads.len()];
         for call in &round.calls {
-            let layer = self
-                .layers
-                .get(call.layer.index())
-                .ok_or(DecodeError::TooMany {
-                    what: "layer of a call",
-                    limit: self.layers.len() as u64,
-                    got: u64::from(call.layer.0),
-                })?;
+            let layer =
+                self.layers
+                    .get(call.layer.index())
+                    .ok_or_else(|| DecodeError::TooMany {
+                        what: "layer of a call",
+                        limit: self.layers.len() as u64,
+                        got: u64::from(call.layer.0),
+                    })?;
             let upload = usize::from(call.upload);
             let (Some(&words), Some(read)) = (round.uploads.get(upload), read.get_mut(upload))
             else {
@@ -344,7 +344,7 @@ impl WorkerModel {
             for _ in 0..layer.planes {
                 let (plane, tail) =
                     rest.split_at_checked(layer.shape.weights())
-                        .ok_or(DecodeError::Truncated {
+                        .ok_or_else(|| DecodeError::Truncated {
                             offset: self.blob.len() - rest.len(),
                             needed: layer.shape.weights(),
                             left: rest.len(),

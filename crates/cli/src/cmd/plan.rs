@@ -58,7 +58,8 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             } else {
                 "-".to_owned()
             },
-            row.round.map_or("-".to_owned(), |round| round.to_string()),
+            row.round
+                .map_or_else(|| "-".to_owned(), |round| round.to_string()),
             row.placement.to_owned(),
             row.guarantee.clone(),
             row.why.clone(),

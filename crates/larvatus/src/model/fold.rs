@@ -189,7 +189,9 @@ fn activate(
         },
         _ => return None,
     };
-    if matches!(merged, Activation::Clip { low, high } if !(low <= high)) {
+    if let Activation::Clip { low, high } = merged
+        && low > high
+    {
         return None;
     }
     Some(Box::new(move |tail| {

@@ -486,7 +486,7 @@ fn product_axis(
     };
     let size = at
         .map(|p| input[p])
-        .or(of_weights.map(|p| weights[p]))
+        .or_else(|| of_weights.map(|p| weights[p]))
         .unwrap_or(1);
     let agrees = [(at, input), (of_weights, weights), (to, output)]
         .into_iter()

@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+"""Fails where a crate depends on one it must not: a crate is a trust boundary.
+
+The trusted side never links the worker, the worker never links the trusted side, the host knows neither,
+and only the command line knows all. Dependencies of tests alone do not count.
+"""
+
+import json
+import subprocess
+import sys
+
+ALLOWED = {
+    "larvatus-kernels": set(),
+    "larvatus-proto": {"larvatus-kernels"},
+    "larvatus": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus-worker": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus-cli": None,
+    "larvatus-testkit": None,
+}
+# Crates that may not come near the trusted code base's arithmetic and protocol.
+HEAVY = {"tokio", "tract-onnx", "clap", "serde_json"}
+LIGHT = {"larvatus-kernels", "larvatus-proto", "larvatus-host", "larvatus-worker"}
+
+
+def main():
+    command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    packages = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["packages"]
+    faults = []
+    for package in packages:
+        name = package["name"]
+        if name not in ALLOWED:
+            faults.append(f"{name} is not known here: say in {__file__} what it may use")
+            continue
+        used = {d["name"] for d in package["dependencies"] if d["kind"] in (None, "build")}
+        allowed = ALLOWED[name]
+        if allowed is not None:
+            faults += [f"{name} must not depend on {d}" for d in used if d in ALLOWED and d not in allowed]
+        if name in LIGHT:
+            faults += [f"{name} must not depend on {d}" for d in used & HEAVY]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if not faults:
+        print(f"directions of {len(packages)} crates are as they should be")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
