@@ -16,6 +16,10 @@ use crate::args::Picture;
 pub(crate) fn parse_shape(text: &str) -> Result<(String, Vec<usize>)> {
     let wrong = || anyhow!("--shape {text:?} is not of the form NAME=1x3x224x224");
     let (name, dims) = text.rsplit_once('=').ok_or_else(wrong)?;
+    if dims.is_empty() {
+        // A scalar has no dimensions.
+        return Ok((name.to_owned(), Vec::new()));
+    }
     let dims = dims
         .split(['x', ','])
         .map(str::parse)

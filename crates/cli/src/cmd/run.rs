@@ -61,6 +61,20 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             let plan = plan(&model, &named.policy)?;
             drop(model);
             report = Report::of_plan(&plan, &named.name, named.offloads());
+            if plan.round_trips() == 0 {
+                eprintln!("nothing of this model can go to a worker; all of it runs here");
+                let results = exact(&plan, &inputs, None)?;
+                return finish(
+                    args,
+                    report,
+                    results,
+                    &Names {
+                        inputs: names,
+                        outputs,
+                        labels,
+                    },
+                );
+            }
             let outcome = split(args, &plan, &inputs)?;
             report.worker = Some(outcome.worker.clone());
             for failure in &outcome.failures {
@@ -85,39 +99,66 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             }
         }
     }
+    let names = Names {
+        inputs: names,
+        outputs,
+        labels,
+    };
+    match lie {
+        None => finish(args, report, results, &names),
+        Some(why) => {
+            fill(&mut report, &results);
+            write_report(args, &report)?;
+            Ok(Verdict::Rejected(why))
+        }
+    }
+}
+
+/// What to call things in the output.
+struct Names {
+    inputs: Vec<String>,
+    outputs: Vec<Port>,
+    labels: Vec<String>,
+}
+
+/// Writes and shows what an accepted run yields.
+fn finish(args: &Args, mut report: Report, results: Results, names: &Names) -> Result<Verdict> {
     fill(&mut report, &results);
     let mut singles = results.singles;
-    for ((single, name), tensors) in singles.iter_mut().zip(&names).zip(&results.tensors) {
+    for ((single, name), tensors) in singles.iter_mut().zip(&names.inputs).zip(&results.tensors) {
         single.input.clone_from(name);
-        let classes = tensors
-            .first()
-            .and_then(|t| output::top_classes(t, args.top, &labels));
+        let first = tensors.first();
+        let classes = first.and_then(|t| output::top_classes(t, args.top, &names.labels));
         single.top = classes.map(|all| {
             all.into_iter()
                 .map(|c| (c.index, c.name, c.probability))
                 .collect()
         });
     }
-    if let Some(path) = &args.output
-        && lie.is_none()
-    {
-        output::write_npz(path, &outputs, &results.tensors)?;
+    if let Some(path) = &args.output {
+        output::write_npz(path, &names.outputs, &results.tensors)?;
     }
-    if !args.json && lie.is_none() {
-        print_results(&singles, &results.tensors, &outputs);
-        print_costs(&report);
+    if !args.json {
+        print_results(&singles, &results.tensors, &names.outputs);
+        print_costs(&report, singles.len());
     }
-    if names.len() > 1 || args.json {
+    if singles.len() > 1 {
         report.inferences = singles;
     }
+    write_report(args, &report)?;
+    Ok(Verdict::Accepted)
+}
+
+/// Puts the report where the user wants it.
+fn write_report(args: &Args, report: &Report) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)?;
     if let Some(path) = &args.report {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{text}");
     }
-    Ok(lie.map_or(Verdict::Accepted, Verdict::Rejected))
+    Ok(())
 }
 
 /// `--input` arguments by name; shapes of inputs that were not given a shape come from the files.
@@ -336,10 +377,11 @@ fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Po
     }
 }
 
-fn print_costs(report: &Report) {
-    let runs = match report.inferences.len() {
-        0 => String::new(),
-        _ => " in all".to_owned(),
+fn print_costs(report: &Report, inferences: usize) {
+    let runs = if inferences > 1 {
+        format!(" for {inferences}")
+    } else {
+        String::new()
     };
     println!(
         "{}: {:.1} ms wall, trusted CPU {:.1} ms online + {:.1} ms offline{runs}",

@@ -226,7 +226,7 @@ impl Spread {
 /// `z[j] += 2^place · Σ_i s[i]·w[i][j]`.
 fn contract_columns(isa: Isa, w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
     match isa {
-        Isa::Scalar => contract_columns_body(w, s, place, z),
+        Isa::Scalar | Isa::Portable => contract_columns_body(w, s, place, z),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(isa) => isa.contract_columns(w, s, place, z),
         #[cfg(target_arch = "x86_64")]
@@ -239,7 +239,7 @@ fn contract_columns(isa: Isa, w: &[i8], s: &[u32], place: u32, z: &mut [u32]) {
 /// `z[i] += 2^place · Σ_j w[i][j]·s[j]`, rows of `columns`.
 fn contract_rows(isa: Isa, w: &[i8], columns: usize, s: &[u32], place: u32, z: &mut [u32]) {
     match isa {
-        Isa::Scalar => contract_rows_body(w, columns, s, place, z),
+        Isa::Scalar | Isa::Portable => contract_rows_body(w, columns, s, place, z),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(isa) => isa.contract_rows(w, columns, s, place, z),
         #[cfg(target_arch = "x86_64")]
@@ -252,7 +252,7 @@ fn contract_rows(isa: Isa, w: &[i8], columns: usize, s: &[u32], place: u32, z: &
 /// `out[i] = Σ_t z[t]·rows[t][i]`, rows of `out.len()`.
 fn combine(isa: Isa, z: &[u32], rows: &[u32], out: &mut [u32]) {
     match isa {
-        Isa::Scalar => combine_body(z, rows, out),
+        Isa::Scalar | Isa::Portable => combine_body(z, rows, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(isa) => isa.combine(z, rows, out),
         #[cfg(target_arch = "x86_64")]

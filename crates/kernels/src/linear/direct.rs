@@ -175,7 +175,7 @@ impl Packed for Direct {
         jobs::run(bands, |(band, y)| {
             let first = band * channels;
             match self.isa {
-                Isa::Scalar => self.work(x, first, y),
+                Isa::Scalar | Isa::Portable => self.work(x, first, y),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2(isa) => isa.direct(self, x, first, y),
                 #[cfg(target_arch = "x86_64")]

@@ -79,13 +79,14 @@ impl Linear {
         Self::with_isa(Isa::best(), shape, weights)
     }
 
-    /// Packs `weights` for `isa`; [`Isa::Scalar`] is the definition.
+    /// Packs `weights` for `isa`; [`Isa::Scalar`] is the definition, and what
+    /// [`Isa::Portable`] takes, which has no multiply-accumulate of bytes.
     ///
     /// Errors: `weights` has another length than `shape`.
     pub fn with_isa(isa: Isa, shape: Shape, weights: &Weights) -> Result<Self, ShapeError> {
         shape.fits(weights)?;
         let kernel = match isa {
-            Isa::Scalar => Kernel::Scalar(weights.clone()),
+            Isa::Scalar | Isa::Portable => Kernel::Scalar(weights.clone()),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(token) => Kernel::Packed(pack(isa, token, &shape, weights)),
             #[cfg(target_arch = "x86_64")]

@@ -361,7 +361,12 @@ fn check_tensors(proto: &pb::ModelProto) -> Result<(), ModelError> {
             let dims = tensor.shape.iter().flat_map(|shape| &shape.dim);
             let dims: Vec<i64> = dims
                 .map(|dim| match dim.value {
-                    Some(pb::tensor_shape_proto::dimension::Value::DimValue(size)) => size,
+                    // Some exporters write −1 for an open dimension.
+                    Some(pb::tensor_shape_proto::dimension::Value::DimValue(size))
+                        if size != -1 =>
+                    {
+                        size
+                    }
                     _ => 1,
                 })
                 .collect();
