@@ -7,7 +7,8 @@ w in [−m, m], one scale max|w| / m per output channel, rounded half to even; m
 * `rounded`: the constant replaced by w·scale: the float network *with the same int8 weights*;
 * `qdq`: int8 w and DequantizeLinear, ONNX Runtime's own form of it (8 bits only; needs opset 13);
 * `exact`: `rounded`, and each activation rounded to q·max|x|/A with |q| ≤ A = min(2²¹, ⌊(p−1)/2 / max_c Σ|w|⌋),
-  per tensor, for MatMul per token row: what the exact path computes, up to float rounding.
+  per tensor, for MatMul per token row: what the exact path computes, up to float rounding. Where A < 127 the
+  activation stays float: the exact path splits such a layer or keeps it at home.
 """
 import numpy as np
 import onnx
@@ -77,7 +78,8 @@ def variant(model, form: str, bits: int = 8):
         replaced.append(node.input[index])
         node.input[index] = f"{name}.w"
         if form == "exact":
-            extra += _rounded_activation(out, node, 1 - index, name, bound(w, axis))
+            most = bound(w, axis)
+            extra += _rounded_activation(out, node, 1 - index, name, most) if most >= 127 else []
         before[node.output[0]] = extra
     nodes = [m for n in out.graph.node for m in (*before.get(n.output[0], ()), n)]
     nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
