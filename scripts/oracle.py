@@ -39,8 +39,8 @@ HEADER = """\
 #   adjoint.R  a = L^T v over the input, where the case states it
 #   product.R  <a, x>; an answer y is right only if <v, y> gives the same
 #   answer   the answer words as a worker sent them
-# Numbers are hexadecimal words without leading zeros; N*COUNT stands for COUNT times N. A `reject shape` case has
-# only its layer.
+# Numbers are hexadecimal words without leading zeros; N*COUNT stands for COUNT times N; an empty list has
+# nothing after the colon. A `reject shape` case has only its layer.
 """
 
 
@@ -202,7 +202,7 @@ class Case:
             yield f"adjoint.{r}: {packed(a)}"
         for r, product in enumerate(self.product):
             yield f"product.{r}: {product:x}"
-        yield f"answer: {packed(answer)}"
+        yield f"answer: {packed(answer)}".rstrip()
 
     def verdict(self, answer):
         """What a checker must say, length first, then canonical words, then the products."""

@@ -3,8 +3,10 @@
 Their weights mean nothing, their numbers must: a batch-norm network with default statistics is
 numerically degenerate (logits of 1e-9 or 1e8), and a fixed-point test on it passes or fails for
 the wrong reason. So every convolution is calibrated as its layer is added: batch-norm's mean and
-variance are those that three photographs really give, which makes each channel N(0, 1) there;
-gain 1, bias 0. The batch-norm is then folded, so the files hold Conv with bias, as an exporter
+variance are those that six photographs really give, which makes each channel N(0, 1) there; gain 1,
+bias 0. The last batch-norm of a residual branch has gain 0.5: trained ones lie well below 1 (they
+start at 0 by common practice), and with 1 a deep random network is chaotic, a rounding error grows
+from block to block. The batch-norm is then folded, so the files hold Conv with bias, as an exporter
 writes an evaluated network. The classifier is scaled to logits of standard deviation 2.5.
 Source: the layer tables of the papers in torchvision's arrangement (ResNet: stride on the 3×3).
 """
@@ -14,7 +16,8 @@ from . import catalogue, images
 from .cache import Cache, default_dir, run_main
 from .graph import Graph
 
-CALIBRATION_IMAGES = 3
+CALIBRATION_IMAGES = 6
+BRANCH_GAIN = 0.5
 LOGIT_STD = 2.5
 VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
 # output channels, stride of each depthwise-separable block
@@ -32,14 +35,14 @@ class Net:
         self.x = self.g.input("image", [1, 3, 224, 224], watch=photographs)
         self.channels = 3
 
-    def conv(self, name, out, kernel, stride=1, group=1, act=None, x=None):
-        """Convolution and calibrated batch-norm, folded; then `act` (None, "relu", "clip"). Padding keeps the size."""
+    def conv(self, name, out, kernel, stride=1, group=1, act=None, x=None, gain=1.0):
+        """Convolution and calibrated batch-norm with that gain, folded; then `act` (None, "relu", "clip"). Padding keeps the size."""
         g, fan_in = self.g, self.channels // group * kernel * kernel
         weight = self.rng.standard_normal((out, self.channels // group, kernel, kernel)) * np.sqrt(2 / fan_in)
         pad = kernel // 2
         y = g.conv(x or self.x, weight, np.zeros(out), name, stride, (pad,) * 4, group)
         seen = np.concatenate([a.reshape(out, -1) for a in g.watch[y]], axis=1).astype(np.float64)
-        gain = 1 / np.sqrt(seen.var(axis=1) + 1e-5)
+        gain = gain / np.sqrt(seen.var(axis=1) + 1e-5)
         shift = -seen.mean(axis=1) * gain
         g.weights[f"{name}.weight"] = (weight * gain[:, None, None, None]).astype(np.float32)
         g.weights[f"{name}.bias"] = shift.astype(np.float32)
@@ -104,10 +107,10 @@ def resnet(*blocks: int, bottleneck: bool):
                 if bottleneck:
                     n.conv(f"{name}.conv1", width, 1, act="relu")
                     n.conv(f"{name}.conv2", width, 3, stride, act="relu")
-                    y = n.conv(f"{name}.conv3", out, 1)
+                    y = n.conv(f"{name}.conv3", out, 1, gain=BRANCH_GAIN)
                 else:
                     n.conv(f"{name}.conv1", width, 3, stride, act="relu")
-                    y = n.conv(f"{name}.conv2", out, 3)
+                    y = n.conv(f"{name}.conv2", out, 3, gain=BRANCH_GAIN)
                 if stride != 1 or channels != out:
                     n.channels = channels
                     first = n.conv(f"{name}.downsample", out, 1, stride, x=first)
@@ -136,8 +139,9 @@ def mobilenet_v2(n: Net) -> None:
             if expansion != 1:
                 n.conv(f"{name}.expand", channels * expansion, 1, act="clip")
             n.conv(f"{name}.depthwise", n.channels, 3, stride, n.channels, "clip")
-            y = n.conv(f"{name}.project", out, 1)
-            if stride == 1 and channels == out:
+            residual = stride == 1 and channels == out
+            y = n.conv(f"{name}.project", out, 1, gain=BRANCH_GAIN if residual else 1.0)
+            if residual:
                 n.add(y, first)
             n.g.forget(n.x)
             index += 1

@@ -1,10 +1,10 @@
 """Transformers: MiniLM converted from its checkpoint, and BERT, GPT-2, ViT for measuring speed.
 
 The graphs have the node patterns that exporters write (MatMul + Add on tokens, LayerNormalization,
-GELU spelt out). Seeded networks are calibrated layer by layer on a sample input, so that attention
-is not flat and the residual stream does not explode: queries and keys give logits of standard
-deviation about 1, tokens stay apart, every branch adds a share of the stream, the head has outputs of standard
-deviation 2.5.
+GELU spelt out). Seeded networks are calibrated layer by layer on a sample input, so that neither
+the residual stream explodes nor all tokens become one: queries and keys have standard deviation 2,
+which makes attention choose (flat attention averages the tokens away), every branch adds a share of
+the stream, the head has outputs of standard deviation 2.5.
 Source: the architecture tables of the papers (BERT, GPT-2, ViT) and of sentence-transformers.
 """
 import json
@@ -19,6 +19,7 @@ from .graph import Graph
 
 HEAD_STD = 2.5
 BRANCH_STD = 0.5
+QUERY_STD = 2.0
 
 
 class Seeded:
@@ -35,11 +36,9 @@ class Seeded:
 
     def linear(self, _name, x, inputs, outputs, std):
         weight = self.rng.standard_normal((inputs, outputs), np.float32)
-        seen = np.concatenate([a.reshape(-1, inputs) for a in self.g.watch[x]]) @ weight
-        # What all tokens share goes into the bias: it would drown what tells them apart, layer by layer.
-        gain = std / seen.std(axis=0).mean()
-        bias = 0.1 * std * self.rng.standard_normal(outputs) - gain * seen.mean(axis=0)
-        return weight * np.float32(gain), bias.astype(np.float32)
+        seen = np.concatenate([a.reshape(-1, inputs) for a in self.g.watch[x]])
+        gain = std / (seen @ weight).std()
+        return weight * np.float32(gain), (0.1 * std * self.rng.standard_normal(outputs)).astype(np.float32)
 
 
 class Stored:
@@ -101,7 +100,9 @@ class Blocks:
         return g.op("Reshape", [g.op("Transpose", [y], perm=[0, 2, 1, 3]), "shape.stream"])
 
     def fused_qkv(self, name, x):
-        y = self.linear(name, x, self.width, 3 * self.width)
+        weight, bias = self.weights.linear(name, x, self.width, 3 * self.width, 1.0)
+        sharper = np.repeat(np.float32([QUERY_STD, QUERY_STD, 1]), self.width)
+        y = self.g.matmul(x, weight * sharper, bias * sharper, name)
         return self.g.split_op("Split", [y, "shape.qkv"], [f"{name}.{part}" for part in "qkv"], axis=-1)
 
     def gelu(self, x):
@@ -129,7 +130,8 @@ class Blocks:
         """norm(x + attention(x)), norm(· + feed-forward(·)): BERT."""
         g = self.g
         at = f"{name}.attention"
-        q, k, v = (self.linear(f"{at}.self.{p}", x, self.width, self.width) for p in ("query", "key", "value"))
+        q, k, v = (self.linear(f"{at}.self.{p}", x, self.width, self.width, std)
+                   for p, std in (("query", QUERY_STD), ("key", QUERY_STD), ("value", 1)))
         y = self.linear(f"{at}.output.dense", self.attend(q, k, v, mask), self.width, self.width, BRANCH_STD)
         x = self.norm(f"{at}.output", g.op("Add", [x, y]))
         y = self.gelu(self.linear(f"{name}.intermediate.dense", x, self.width, inner))
