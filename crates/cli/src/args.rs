@@ -77,8 +77,8 @@ pub(crate) struct Run {
     /// Seconds to wait for any reply of a worker.
     #[arg(long, default_value_t = 60, value_name = "S")]
     pub(crate) timeout: u64,
-    /// Write every integer linear layer of the run (specification, inputs, weights, answers) to
-    /// this folder, for independent evaluation; needs `--preset local-exact`.
+    /// Write every integer linear layer of each inference (specification, input, weights, answer)
+    /// to this folder, for `scripts/layers.py`; needs `--preset local-exact`.
     #[arg(long, value_name = "DIR")]
     pub(crate) dump_layers: Option<PathBuf>,
     /// Print the report instead of the table.

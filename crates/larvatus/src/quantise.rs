@@ -1,7 +1,7 @@
 //! Weights as integers.
 //!
 //! Symmetric per output channel: `w ≈ scale · q`, `scale = max|w| / limit`, `q = round(w / scale)`
-//! with ties to even, in `[−limit, limit]`. One int8 plane has limit 127. Wide weights have up to
+//! with ties to even, all in f32, clamped to `[−limit, limit]`. One int8 plane has limit 127. Wide weights have up to
 //! 12 bits in two planes, `q = high·2⁶ + low`, so that each plane fits the workers' int8 units;
 //! the fewest bits that keep [`LEAST_STEPS`] for activations win.
 
@@ -14,8 +14,8 @@ use crate::policy::WeightBits;
 /// Fewest steps of an activation, on each side of zero, that a plan accepts.
 pub(crate) const LEAST_STEPS: u32 = 127;
 
-/// Where a double's last digit is one: sums with it are whole.
-const ROUND: f64 = 1.5 * (1_u64 << 52) as f64;
+/// Where a float's last digit is one: sums with it are whole.
+const ROUND: f32 = 1.5 * (1 << 23) as f32;
 
 /// Distance of the two planes of a wide weight, in bits.
 const WIDE_SHIFT: u32 = 6;
@@ -56,7 +56,7 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
     if !weights.iter().all(|w| w.is_finite()) {
         return Err(StaysLocal::NotFinite);
     }
-    let limit = f64::from((1_i32 << (bits - 1)) - 1);
+    let limit = ((1_i32 << (bits - 1)) - 1) as f32;
     let channels = Channels::of(shape);
     let mut peaks = vec![0.0_f32; channels.count];
     for (ix, w) in weights.iter().enumerate() {
@@ -66,7 +66,7 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
     // A subnormal peak counts as zero, so that every scale and its inverse are normal.
     let scales: Vec<f32> = peaks
         .iter()
-        .map(|peak| (f64::from(*peak) / limit) as f32)
+        .map(|peak| peak / limit)
         .map(|scale| {
             if scale < f32::MIN_POSITIVE {
                 0.0
@@ -81,8 +81,8 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
         .map(|(ix, w)| match scales[channels.of_weight(ix)] {
             0.0 => 0,
             scale => {
-                // Adding and taking away 1.5·2⁵² rounds to even, without a call for each weight.
-                let steps = (f64::from(*w) / f64::from(scale) + ROUND) - ROUND;
+                // Adding and taking away 1.5·2²³ rounds to even, without a call for each weight.
+                let steps = (*w / scale + ROUND) - ROUND;
                 steps.clamp(-limit, limit) as i32
             }
         })

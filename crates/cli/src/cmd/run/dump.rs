@@ -1,24 +1,25 @@
-//! Integer linear layers of a run as .npz files, for evaluation by somebody else's code.
+//! Integer linear layers of a run as an .npz file, for evaluation by somebody else's code.
 //!
-//! One file a layer, `RUN-NUMBER.npz`: `spec` (JSON as bytes), `input` and `output` (u32 words mod
-//! p, image by image), and `weights0` … (int8 planes; a weight is `Σ weightsJ · 2^(shift·J)`).
+//! One file an inference, `RUN.npz`; keys by layer, `0000.spec` and so on: `spec` (JSON as bytes),
+//! `q` and `y` (int32, the input and the answer, image by image), `w0` and for wide weights `w1`
+//! (int8 planes). `scripts/layers.py` documents and reads it.
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use larvatus::exact::LayerTrace;
+use larvatus_kernels::field::Fp;
 use larvatus_kernels::linear::Shape;
 use npyz::npz::NpzWriter;
 use serde_json::{Value, json};
 
 use crate::output::write_values;
 
-/// The layers of one inference on their way to a folder.
+/// The layers of one inference on their way to a file.
 pub(super) struct Dump {
-    folder: PathBuf,
-    run: usize,
+    npz: NpzWriter<BufWriter<File>>,
     layers: usize,
     result: Result<()>,
 }
@@ -27,9 +28,11 @@ impl Dump {
     pub(super) fn new(folder: &Path, run: usize) -> Result<Self> {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(format!("{run}.npz"));
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
-            folder: folder.to_owned(),
-            run,
+            npz: NpzWriter::new(BufWriter::new(file)),
             layers: 0,
             result: Ok(()),
         })
@@ -37,61 +40,68 @@ impl Dump {
 
     /// Writes one layer; the first failure is kept for [`finish`](Self::finish).
     pub(super) fn layer(&mut self, trace: &LayerTrace<'_>) {
-        let path = self
-            .folder
-            .join(format!("{}-{:04}.npz", self.run, self.layers));
-        self.layers += 1;
         if self.result.is_ok() {
-            self.result = write(&path, trace).with_context(|| {
-                format!("cannot write layer {} to {}", trace.name, path.display())
-            });
+            self.result = self
+                .write(trace)
+                .with_context(|| format!("cannot dump layer {}", trace.name));
         }
+        self.layers += 1;
     }
 
     pub(super) fn finish(self) -> Result<()> {
         self.result
     }
+
+    fn write(&mut self, trace: &LayerTrace<'_>) -> Result<()> {
+        let key = |part: &str| format!("{:04}.{part}", self.layers);
+        let spec = spec(trace).to_string();
+        let (q, y) = (centred(trace.input), centred(trace.output));
+        let names = [key("spec"), key("q"), key("y")];
+        write_values(&mut self.npz, &names[0], &[spec.len()], spec.as_bytes())?;
+        write_values(&mut self.npz, &names[1], &[q.len()], &q)?;
+        write_values(&mut self.npz, &names[2], &[y.len()], &y)?;
+        for (ix, plane) in trace.weights.planes().iter().enumerate() {
+            let name = format!("{:04}.w{ix}", self.layers);
+            write_values(&mut self.npz, &name, &[plane.len()], plane)?;
+        }
+        Ok(())
+    }
 }
 
-fn write(path: &Path, trace: &LayerTrace<'_>) -> Result<()> {
-    let mut npz = NpzWriter::new(BufWriter::new(File::create(path)?));
-    let spec = spec(trace).to_string();
-    write_values(&mut npz, "spec", &[spec.len()], spec.as_bytes())?;
-    write_values(&mut npz, "input", &[trace.input.len()], trace.input)?;
-    write_values(&mut npz, "output", &[trace.output.len()], trace.output)?;
-    for (ix, plane) in trace.weights.planes().iter().enumerate() {
-        write_values(&mut npz, &format!("weights{ix}"), &[plane.len()], plane)?;
-    }
-    Ok(())
+fn centred(words: &[u32]) -> Vec<i32> {
+    words
+        .iter()
+        .map(|word| Fp::from_u64(u64::from(*word)).centred())
+        .collect()
 }
 
 fn spec(trace: &LayerTrace<'_>) -> Value {
-    let shape = match &trace.spec.shape {
-        Shape::Conv(conv) => json!({
-            "kind": "conv",
-            "groups": conv.groups,
-            "in_channels": conv.in_channels,
-            "out_channels": conv.out_channels,
-            "input": conv.input,
-            "kernel": conv.kernel,
-            "stride": conv.stride,
-            "dilation": conv.dilation,
-            "pad_begin": conv.pad_begin,
-            "pad_end": conv.pad_end,
-        }),
+    match &trace.spec.shape {
+        Shape::Conv(conv) => {
+            let ([top, left], [bottom, right]) = (conv.pad_begin, conv.pad_end);
+            json!({
+                "name": trace.name,
+                "op": "conv",
+                "groups": conv.groups,
+                "in": conv.in_channels,
+                "out": conv.out_channels,
+                "input": conv.input,
+                "kernel": conv.kernel,
+                "stride": conv.stride,
+                "dilation": conv.dilation,
+                "pads": [top, left, bottom, right],
+                "shift": trace.weights.shift(),
+            })
+        }
         Shape::MatMul(matmul) => json!({
-            "kind": "matmul",
+            "name": trace.name,
+            "op": "matmul",
+            "side": "right",
             "groups": matmul.groups,
             "rows": matmul.rows,
             "inner": matmul.inner,
             "columns": matmul.columns,
+            "shift": trace.weights.shift(),
         }),
-    };
-    json!({
-        "name": trace.name,
-        "images": trace.spec.images,
-        "planes": trace.spec.planes,
-        "shift": trace.spec.shift,
-        "shape": shape,
-    })
+    }
 }
