@@ -57,7 +57,8 @@ conformance: release
 
 accuracy: release
 	python3 scripts/fetch.py all
-	python3 scripts/compare.py accuracy --binary $(LARVATUS)
+	python3 scripts/compare.py accuracy --larvatus $(LARVATUS)
+	python3 scripts/compare.py accuracy --larvatus $(LARVATUS) --bits 12 --models resnet50,minilm
 
 clean:
 	cargo clean

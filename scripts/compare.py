@@ -37,7 +37,13 @@ def run_larvatus(args, path: Path, inputs, out: Path) -> None:
     """One call for all samples: each `--input NAME=FILE` that repeats a name begins the next inference."""
     import numpy as np
     with tempfile.TemporaryDirectory() as tmp:
-        command = [str(args.larvatus), "run", str(path), "--output", str(out), "--preset", args.preset]
+        command = [str(args.larvatus), "run", str(path), "--output", str(out)]
+        if args.bits == 12:
+            policy = Path(tmp) / "wide.toml"
+            policy.write_text('weights = "wide"\n')
+            command += ["--policy", str(policy)]
+        else:
+            command += ["--preset", args.preset]
         for i, sample in enumerate(inputs):
             for j, (name, array) in enumerate(sample.items()):
                 file = Path(tmp) / f"{i}-{j}.npy"

@@ -102,7 +102,7 @@ TARGETS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("targets", nargs="+", choices=TARGETS, metavar="target")
     parser.add_argument("--cache", type=Path, help="where everything goes")
     args = parser.parse_args()
     if args.cache:
@@ -110,7 +110,7 @@ def main() -> int:
     try:
         fetch = Fetch(Cache(caches.default_dir()))
         with fetch.cache.lock():
-            for target in TARGETS[args.target]:
+            for target in dict.fromkeys(step for name in args.targets for step in TARGETS[name]):
                 getattr(fetch, target)()
         say(f"ready: {fetch.cache.models}")
         return 0

@@ -63,13 +63,16 @@ pub(crate) fn drive(
             }
         };
         let started = Instant::now();
-        let end = run.infer(inputs, &open, &mut outputs);
+        let end = match run.agree()? {
+            End::Done => run.infer(inputs, &open, &mut outputs)?,
+            other => other,
+        };
         wall += started.elapsed();
         cpu.online += run.cpu.online;
         cpu.offline += run.cpu.offline;
         let name = run.session.worker_name().unwrap_or("unnamed");
         let worker = format!("{address} ({name})");
-        let lie = match end? {
+        let lie = match end {
             End::Done => None,
             End::Failed(why) => {
                 failures.push(format!("{address}: {why}"));
@@ -113,7 +116,7 @@ struct Run {
 }
 
 impl Run {
-    /// Connects, agrees on the model and uploads it if it is wanted.
+    /// Connects, and draws the session's secrets.
     fn connect(plan: &Arc<Plan>, address: &str, settings: &Settings, show: bool) -> Result<Self> {
         let before = process_cpu();
         let parsed: Address = address.parse()?;
@@ -125,27 +128,47 @@ impl Run {
             ..Options::default()
         };
         let pump = Pump::new(link, clock, options)?;
-        let mut run = Self {
+        let cpu = Cpu {
+            online: 0.0,
+            offline: millis(process_cpu() - before),
+        };
+        Ok(Self {
             session,
             pump,
             clock,
-            cpu: Cpu::default(),
+            cpu,
             show,
-        };
-        let bar = run.bar("weights to the worker", 0, "{bytes}/{total_bytes}");
-        while !run.session.is_ready() {
-            if let Some(why) = run.session.failure() {
-                return Err(why.clone().into());
+        })
+    }
+
+    /// Agrees on the model and uploads it if it is wanted.
+    fn agree(&mut self) -> Result<End> {
+        let before = process_cpu();
+        let bar = self.bar("weights to the worker", 0, "{bytes}/{total_bytes}");
+        let end = loop {
+            if self.session.is_ready() {
+                break End::Done;
             }
-            run.step()?;
-            if let Some((sent, total)) = run.session.uploading() {
+            if let Some(end) = self.failure() {
+                break end;
+            }
+            self.step()?;
+            if let Some((sent, total)) = self.session.uploading() {
                 bar.set_length(total);
                 bar.set_position(sent);
             }
-        }
+        };
         bar.finish_and_clear();
-        run.cpu.offline += millis(process_cpu() - before);
-        Ok(run)
+        self.cpu.offline += millis(process_cpu() - before);
+        Ok(end)
+    }
+
+    /// How the session has failed, if it has.
+    fn failure(&self) -> Option<End> {
+        Some(match self.session.failure()? {
+            InferError::Worker(lie) => End::Lied(lie.clone()),
+            other => End::Failed(other.to_string()),
+        })
     }
 
     fn step(&mut self) -> Result<()> {
@@ -168,6 +191,7 @@ impl Run {
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
         let mut waiting = open.iter().copied();
         let mut done = 0;
+        let mut local = None;
         let bar = self.bar("inferences", open.len() as u64, "{pos}/{len}");
         let end = loop {
             if done == open.len() {
@@ -193,13 +217,12 @@ impl Run {
                         }
                     }
                     Err(InferError::Worker(_) | InferError::Failed(_)) => {}
-                    Err(other) => return Err(other.into()),
+                    // Told at the end, so that the worker sees the same run either way.
+                    Err(other) => local = local.or(Some((id, other))),
                 }
             }
-            match self.session.failure() {
-                Some(InferError::Worker(lie)) => break End::Lied(lie.clone()),
-                Some(other) => break End::Failed(other.to_string()),
-                None => {}
+            if let Some(end) = self.failure() {
+                break end;
             }
         };
         bar.finish_and_clear();
@@ -212,7 +235,16 @@ impl Run {
         let total = process_cpu() - before;
         self.cpu.offline += millis(offline);
         self.cpu.online += millis(total.saturating_sub(offline));
-        Ok(end)
+        match local {
+            Some((id, why)) if matches!(end, End::Done) => {
+                let input = begun
+                    .iter()
+                    .find(|(begun, _)| *begun == id)
+                    .map_or(0, |(_, at)| *at);
+                Err(anyhow::Error::from(why).context(format!("input {}", input + 1)))
+            }
+            _ => Ok(end),
+        }
     }
 
     /// A progress bar that appears where somebody looks.

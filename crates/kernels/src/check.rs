@@ -9,7 +9,7 @@
 //!
 //! > Pr[a wrong answer passes] = p⁻ᵏ + (1 − p⁻ᵏ)/p ≤ (2p − 1)/p² < 2/p for each repetition,
 //!
-//! below 2⁻⁶⁰ for two with p = 2³¹ − 1, whatever the worker knows but v and a. It holds for an answer fixed before v is
+//! at most 2^-59.99 for two with p = 2³¹ − 1, whatever the worker knows but v and a. It holds for an answer fixed before v is
 //! known, and for each image and layer by itself: sums over several under one v prove less. Words must be canonical, else
 //! one element has two encodings. After a reject, v is redrawn, since a reject tells the worker one inequation in v.
 //!

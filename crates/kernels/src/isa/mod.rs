@@ -96,7 +96,7 @@ impl Isa {
         *BEST.get_or_init(|| {
             let wide = Avx512::detect().map(Self::Avx512);
             wide.or_else(|| Avx2::detect().map(Self::Avx2))
-                .unwrap_or(Self::Scalar)
+                .unwrap_or(Self::Portable)
         })
     }
 
