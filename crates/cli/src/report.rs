@@ -15,6 +15,7 @@ pub(crate) struct Report {
     pub(crate) soundness_bits: f64,
     pub(crate) input_privacy: String,
     pub(crate) weight_privacy: String,
+    pub(crate) guarantee: String,
     pub(crate) trusted_cpu_ms: Cpu,
     pub(crate) wall_ms: f64,
     pub(crate) waiting_ms: f64,
@@ -75,6 +76,9 @@ pub(crate) struct LayerField {
 }
 
 impl Report {
+    /// What a run without a worker guarantees.
+    pub(crate) const LOCAL: &'static str = "nothing left this machine, and nobody else computed";
+
     /// A report of a plan, before anything was measured.
     pub(crate) fn of_plan(plan: &Plan, preset: &str, offloads: bool) -> Self {
         let guarantees = plan.guarantees();
@@ -87,6 +91,11 @@ impl Report {
         } else {
             (0.0, "local".to_owned(), "local".to_owned())
         };
+        let guarantee = if offloads {
+            guarantees.sentence()
+        } else {
+            Self::LOCAL.to_owned()
+        };
         Self {
             model: plan.model().to_string(),
             plan: plan.digest().to_string(),
@@ -95,6 +104,7 @@ impl Report {
             soundness_bits,
             input_privacy,
             weight_privacy,
+            guarantee,
             trusted_cpu_ms: Cpu::default(),
             wall_ms: 0.0,
             waiting_ms: 0.0,

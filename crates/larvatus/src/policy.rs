@@ -49,13 +49,12 @@ pub enum Offload {
     Paying,
 }
 
-/// What the owner demands of a plan.
+/// What the owner demands of a plan. The default demands privacy and integrity; only
+/// [`danger`](Self::danger) gives one up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Of the input.
-    pub hiding: Hiding,
-    /// Of the answers.
-    pub integrity: Integrity,
+    hiding: Hiding,
+    integrity: Integrity,
     /// Of the accuracy.
     pub weights: WeightBits,
     /// Of the cost.
@@ -75,6 +74,28 @@ impl Default for Policy {
             offload: Offload::All,
             lifetime: 1_000_000,
             keep: Vec::new(),
+        }
+    }
+}
+
+/// A policy about to give something up; reviewers look for this word.
+#[derive(Clone, Debug)]
+pub struct Danger(Policy);
+
+impl Danger {
+    /// The worker may see every activation.
+    pub fn clear_input(self) -> Policy {
+        Policy {
+            hiding: Hiding::Clear,
+            ..self.0
+        }
+    }
+
+    /// The worker is believed.
+    pub fn unverified(self) -> Policy {
+        Policy {
+            integrity: Integrity::Unverified,
+            ..self.0
         }
     }
 }
@@ -132,7 +153,7 @@ struct File {
     #[serde(default)]
     keep: Vec<String>,
     #[serde(default)]
-    danger: Vec<Danger>,
+    danger: Vec<DangerWord>,
 }
 
 #[derive(Deserialize, Default)]
@@ -161,7 +182,7 @@ enum OffloadWord {
 
 #[derive(Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case")]
-enum Danger {
+enum DangerWord {
     ClearInput,
     Unverified,
 }
@@ -175,6 +196,21 @@ fn default_lifetime() -> u64 {
 }
 
 impl Policy {
+    /// What must hold for the input.
+    pub fn hiding(&self) -> Hiding {
+        self.hiding
+    }
+
+    /// What must hold for the answers.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    /// The way to give something up.
+    pub fn danger(self) -> Danger {
+        Danger(self)
+    }
+
     /// Reads a policy file.
     ///
     /// Keys, all optional: `input-privacy = "perfect" | "none"`, `soundness-bits`, `lifetime`,
@@ -193,7 +229,7 @@ impl Policy {
         })?;
         let hiding = match file.input_privacy {
             Privacy::Perfect => Hiding::Field,
-            Privacy::None if file.danger.contains(&Danger::ClearInput) => Hiding::Clear,
+            Privacy::None if file.danger.contains(&DangerWord::ClearInput) => Hiding::Clear,
             Privacy::None => {
                 return Err(PolicyError::NeedsDanger {
                     what: "input-privacy = \"none\"",
@@ -202,7 +238,7 @@ impl Policy {
             }
         };
         let integrity = match file.soundness_bits {
-            0 if file.danger.contains(&Danger::Unverified) => Integrity::Unverified,
+            0 if file.danger.contains(&DangerWord::Unverified) => Integrity::Unverified,
             0 => {
                 return Err(PolicyError::NeedsDanger {
                     what: "soundness-bits = 0",
@@ -255,15 +291,8 @@ impl Preset {
         let default = Policy::default();
         match self {
             Self::Local | Self::LocalExact | Self::Slalom => default,
-            Self::Clear => Policy {
-                hiding: Hiding::Clear,
-                integrity: Integrity::Unverified,
-                ..default
-            },
-            Self::Integrity => Policy {
-                hiding: Hiding::Clear,
-                ..default
-            },
+            Self::Clear => default.danger().clear_input().danger().unverified(),
+            Self::Integrity => default.danger().clear_input(),
         }
     }
 

@@ -134,7 +134,7 @@ const PATIENCE: usize = 256;
 impl Session {
     /// A session for a plan. `entropy` must be fresh; see [`Entropy`].
     pub fn new(plan: Arc<Plan>, entropy: Entropy, settings: Settings) -> Self {
-        let masks = match plan.policy().hiding {
+        let masks = match plan.policy().hiding() {
             Hiding::Field => Some(Masks::new(&entropy, &plan)),
             Hiding::Clear => None,
         };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use larvatus::exact::FloatNetwork;
 use larvatus::model::{Model, Port};
 use larvatus::plan::Plan;
-use larvatus::policy::{Hiding, Integrity, Policy};
+use larvatus::policy::{Policy, Preset};
 use larvatus::session::Settings;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
 use larvatus_host::thread_cpu;
@@ -38,20 +38,14 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let model = load(&args.model, &shapes(&args.shape)?)?;
     let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
     let mut rows = vec![local(&model, &input, args.runs)?];
-    let checked = Policy::default().integrity;
     let modes = [
-        ("clear", Hiding::Clear, Integrity::Unverified),
-        ("+hide", Hiding::Field, Integrity::Unverified),
-        ("+check", Hiding::Clear, checked),
-        ("+both", Hiding::Field, checked),
+        ("clear", Preset::Clear.policy()),
+        ("+hide", Policy::default().danger().unverified()),
+        ("+check", Preset::Integrity.policy()),
+        ("+both", Preset::Slalom.policy()),
     ];
     let worker = OwnWorker::start(Some(args.threads))?;
-    for (mode, hiding, integrity) in modes {
-        let policy = Policy {
-            hiding,
-            integrity,
-            ..Policy::default()
-        };
+    for (mode, policy) in modes {
         let plan = plan(&model, &policy)?;
         rows.push(split(mode, &plan, &worker.address(), &input, args.runs)?);
     }

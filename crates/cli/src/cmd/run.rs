@@ -94,9 +94,6 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                     lie: found.what.kind().to_owned(),
                 };
             }
-            if lie.is_none() && !args.json {
-                eprintln!("{}", plan.guarantees().sentence());
-            }
         }
     }
     let names = Names {
@@ -324,6 +321,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         soundness_bits: 0.0,
         input_privacy: "local".to_owned(),
         weight_privacy: "local".to_owned(),
+        guarantee: Report::LOCAL.to_owned(),
         trusted_cpu_ms: Cpu::default(),
         wall_ms: 0.0,
         waiting_ms: 0.0,
@@ -397,4 +395,5 @@ fn print_costs(report: &Report, inferences: usize) {
             report.waiting_ms
         );
     }
+    println!("guarantee: {}", report.guarantee);
 }

@@ -67,11 +67,11 @@ fn local_ns(linear: &Linear) -> f64 {
 }
 
 fn trusted_ns(inputs: usize, outputs: usize, policy: &Policy) -> f64 {
-    let hide = match policy.hiding {
+    let hide = match policy.hiding() {
         Hiding::Clear => 0.0,
         Hiding::Field => HIDE,
     };
-    let check = match policy.integrity {
+    let check = match policy.integrity() {
         Integrity::Unverified => 0.0,
         Integrity::Checked { .. } => CHECK,
     };

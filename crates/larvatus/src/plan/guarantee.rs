@@ -5,7 +5,7 @@ use std::fmt;
 use larvatus_kernels::field::P;
 
 use super::Plan;
-use crate::policy::{Hiding, Policy};
+use crate::policy::Hiding;
 
 /// A probability as `−log₂ p`. Larger is safer.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -118,14 +118,7 @@ impl Guarantees {
 impl Plan {
     /// What this plan guarantees.
     pub fn guarantees(&self) -> Guarantees {
-        let Policy {
-            hiding,
-            integrity: _,
-            weights: _,
-            offload: _,
-            lifetime,
-            keep: _,
-        } = self.policy();
+        let (hiding, lifetime) = (self.policy().hiding(), self.policy().lifetime);
         let equations: u64 = self
             .layers()
             .iter()
@@ -137,7 +130,7 @@ impl Plan {
                 per_check: ErrorBits::NONE,
                 per_inference: ErrorBits::NONE,
                 lifetime: ErrorBits::NONE,
-                inferences: *lifetime,
+                inferences: lifetime,
             };
         }
         let per_check = ErrorBits::of_check(self.repetitions());
@@ -148,8 +141,8 @@ impl Plan {
             },
             per_check,
             per_inference: per_check.any_of(equations),
-            lifetime: per_check.any_of(equations.saturating_mul(*lifetime)),
-            inferences: *lifetime,
+            lifetime: per_check.any_of(equations.saturating_mul(lifetime)),
+            inferences: lifetime,
         }
     }
 }

@@ -187,7 +187,7 @@ impl Plan {
         let program = program(&layers, &rounds)?;
         let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
         let worker_model = WorkerModel::new(program, &weights)?;
-        let repetitions = match policy.integrity {
+        let repetitions = match policy.integrity() {
             Integrity::Unverified => 0,
             Integrity::Checked { bits } => {
                 let equations = layers.iter().map(|layer| layer.spec.images as u64).sum();
@@ -287,7 +287,7 @@ impl Plan {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
-        let hiding = match self.policy.hiding {
+        let hiding = match self.policy.hiding() {
             Hiding::Clear => 0,
             Hiding::Field => 1,
         };

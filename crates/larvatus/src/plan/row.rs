@@ -41,7 +41,7 @@ impl Plan {
     pub fn rows(&self) -> Vec<Row> {
         let costs = self.costs();
         let away = self.layers().iter().zip(costs).map(|(layer, cost)| {
-            let hiding = match self.policy().hiding {
+            let hiding = match self.policy().hiding() {
                 Hiding::Clear => "clear",
                 Hiding::Field => "one-time pad",
             };
@@ -53,7 +53,7 @@ impl Plan {
                     format!("2^-{:.1} a lie", super::ErrorBits::of_check(n).bits()),
                 ),
             };
-            let privacy = match self.policy().hiding {
+            let privacy = match self.policy().hiding() {
                 Hiding::Clear => "input visible",
                 Hiding::Field => "perfect",
             };
