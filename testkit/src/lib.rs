@@ -1,1 +1,15 @@
-//! Stub.
+//! What the tests of Larvatus are made of; unpublished.
+//!
+//! * [`models`]: small networks as ONNX bytes, written by [`onnx`], which shares no code with what
+//!   reads them,
+//! * [`pair`]: a session and a worker in virtual time, over links that delay, lose and repeat,
+//! * [`adversary`]: workers that lie, each in its own way,
+//! * [`chance`]: numbers that look random and are the same in every run.
+
+#![forbid(unsafe_code)]
+
+
+pub mod chance;
+pub mod models;
+pub mod onnx;
+pub mod pair;
