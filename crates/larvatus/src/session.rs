@@ -178,7 +178,8 @@ impl Session {
         self.tickets.len()
     }
 
-    /// Takes the inputs of one inference.
+    /// Takes the inputs of one inference. In a session that is over it ends at once, for the
+    /// reason for which the session did.
     ///
     /// # Errors
     /// [`InputError`] where they are not what the plan was made for; nothing is sent.
@@ -186,8 +187,18 @@ impl Session {
         crate::tensor::check_inputs(self.plan.inputs(), &inputs)?;
         let id = InferenceId(self.next_inference);
         self.next_inference += 1;
-        self.waiting.push_back((id, inputs, now));
-        self.start_waiting(now);
+        let over = match &self.state {
+            State::Over(why) => Some(why.clone()),
+            State::Closed => Some(WorkerFailed::Disconnected { awaited: self.awaited() }.into()),
+            State::Welcome(_) | State::Verdict(_) | State::Upload { .. } | State::Answers => None,
+        };
+        match over {
+            Some(why) => self.finished.push_back((id, Err(why))),
+            None => {
+                self.waiting.push_back((id, inputs, now));
+                self.start_waiting(now);
+            }
+        }
         Ok(id)
     }
 
