@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 
+pub mod adversary;
 pub mod chance;
 pub mod models;
 pub mod onnx;
