@@ -228,15 +228,192 @@ pub fn zero_weights() -> Network {
     Network::new("zero weights", &graph, &[1, 2, 4, 4])
 }
 
-/// A product of `inner` terms with one row and weights ±1, alternating.
-pub fn long_sum(inner: usize) -> Network {
-    let weights: Vec<f32> = (0..2 * inner).map(|ix| if ix % 3 == 0 { 1.0 } else { -1.0 }).collect();
+/// A product of `inner` terms with one row and weights ±1, and an input with the signs of its
+/// first column.
+pub fn long_sum(inner: usize) -> (Network, Vec<f32>) {
+    let sign = |row: usize| if row.is_multiple_of(3) { 1.0 } else { -1.0 };
+    let weights: Vec<f32> = (0..inner).flat_map(|row| [sign(row), -sign(row / 2)]).collect();
     let graph = Graph::new()
         .input("x", &[1, inner])
         .floats("w", &[inner, 2], &weights)
         .node("MatMul", &["x", "w"], "y", &[])
         .output("y", &[1, 2]);
-    Network::new("long sum", &graph, &[1, inner])
+    (Network::new("long sum", &graph, &[1, inner]), (0..inner).map(sign).collect())
+}
+
+/// Kinds of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 3×3.
+    Conv,
+    /// 3×3 in three groups.
+    Grouped,
+    /// 3×3, each channel by itself.
+    Depthwise,
+    /// 1×1, each channel by itself: the shortest sum there is.
+    Scale,
+    /// 1×1.
+    Pointwise,
+    /// 3×3 with a stride.
+    Strided,
+    /// One row.
+    Dense,
+    /// Rows of tokens.
+    Tokens,
+    /// Tokens with weights for each group.
+    Batched,
+    /// Weights on the left.
+    Left,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Conv,
+        Self::Grouped,
+        Self::Depthwise,
+        Self::Scale,
+        Self::Pointwise,
+        Self::Strided,
+        Self::Dense,
+        Self::Tokens,
+        Self::Batched,
+        Self::Left,
+    ];
+}
+
+/// One layer whose weights are ±1 with a sign for each input channel or term, and an input of ±1
+/// with the same signs.
+pub fn aligned(kind: Kind) -> (Network, Vec<f32>) {
+    let sign = |ix: usize| if ix.is_multiple_of(3) || ix % 5 == 2 { 1.0_f32 } else { -1.0 };
+    let convolution = |channels: usize, side: i64, stride: i64, groups: usize| {
+        let (each, taps) = (channels / groups, (side * side) as usize);
+        let weight = |ix: usize| {
+            let (out, channel) = (ix / (each * taps), ix / taps % each);
+            sign(out / each * each + channel)
+        };
+        let weights: Vec<f32> = (0..channels * each * taps).map(weight).collect();
+        let out = 7_usize.div_ceil(stride as usize);
+        let graph = Graph::new()
+            .input("x", &[1, channels, 7, 7])
+            .floats("w", &[channels, each, side as usize, side as usize], &weights)
+            .node("Conv", &["x", "w"], "y", &conv(stride, side / 2, groups as i64))
+            .output("y", &[1, channels, out, out]);
+        let signs = (0..channels * 49).map(|ix| sign(ix / 49)).collect();
+        (Network::new("aligned convolution", &graph, &[1, channels, 7, 7]), signs)
+    };
+    let product = |groups: usize, rows: usize, left: bool| {
+        let (inner, columns) = (13, 5);
+        let term = |ix: usize| if left { ix % inner } else { ix / columns % inner };
+        let weights: Vec<f32> = (0..groups * inner * columns).map(|ix| sign(term(ix))).collect();
+        let (x, w, y, order) = if left {
+            ([groups, inner, rows], [groups, columns, inner], [groups, columns, rows], ["w", "x"])
+        } else {
+            ([groups, rows, inner], [groups, inner, columns], [groups, rows, columns], ["x", "w"])
+        };
+        let graph = Graph::new()
+            .input("x", &x)
+            .floats("w", &w, &weights)
+            .node("MatMul", &order, "y", &[])
+            .output("y", &y);
+        let place = |ix: usize| if left { ix / rows % inner } else { ix % inner };
+        let signs = (0..groups * inner * rows).map(|ix| sign(place(ix))).collect();
+        (Network::new("aligned product", &graph, &x), signs)
+    };
+    match kind {
+        Kind::Conv => convolution(6, 3, 1, 1),
+        Kind::Grouped => convolution(6, 3, 1, 3),
+        Kind::Depthwise => convolution(6, 3, 1, 6),
+        Kind::Scale => convolution(6, 1, 1, 6),
+        Kind::Pointwise => convolution(6, 1, 1, 1),
+        Kind::Strided => convolution(6, 3, 2, 1),
+        Kind::Dense => product(1, 1, false),
+        Kind::Tokens => product(1, 4, false),
+        Kind::Batched => product(3, 4, false),
+        Kind::Left => product(3, 4, true),
+    }
+}
+
+/// What a random network is made of: a convolution, ReLU, a 1×1 convolution, a product.
+#[derive(Clone, Copy, Debug)]
+pub struct Random {
+    /// Images.
+    pub images: usize,
+    /// Groups of the first convolution.
+    pub groups: usize,
+    /// Its channels, in and out, for each group.
+    pub channels: usize,
+    /// Height and width of the input.
+    pub input: [usize; 2],
+    /// Of the first convolution.
+    pub kernel: [usize; 2],
+    /// Its stride.
+    pub stride: i64,
+    /// Its padding on every side.
+    pub pad: i64,
+    /// Its dilation.
+    pub dilation: i64,
+    /// Draws the weights.
+    pub seed: u64,
+    /// Whether the second convolution's input is added to its output.
+    pub residual: bool,
+    /// Whether the product takes pixels as tokens, not all of an image.
+    pub tokens: bool,
+    /// Whether the first convolution has a bias.
+    pub bias: bool,
+    /// Whether inputs span many orders of magnitude.
+    pub wide_range: bool,
+}
+
+impl Random {
+    /// The network.
+    pub fn network(&self) -> Network {
+        let mut chance = Chance::new(self.seed);
+        let mut floats = |count| chance.floats(count);
+        let channels = self.groups * self.channels;
+        // As large as the window at least.
+        let reach = |axis: usize| (self.kernel[axis] - 1) * self.dilation as usize + 1;
+        let input = [0, 1].map(|axis| self.input[axis].max(reach(axis)));
+        let out = [0, 1].map(|axis| {
+            (input[axis] + 2 * self.pad as usize - reach(axis)) / self.stride as usize + 1
+        });
+        let pixels = out[0] * out[1];
+        let features = if self.tokens { channels } else { channels * pixels };
+        let shape = [self.images, channels, input[0], input[1]];
+        let weights = channels * self.channels * self.kernel[0] * self.kernel[1];
+        let attributes = [
+            Attribute::ints("strides", &[self.stride; 2]),
+            Attribute::ints("pads", &[self.pad; 4]),
+            Attribute::ints("dilations", &[self.dilation; 2]),
+            Attribute::int("group", self.groups as i64),
+        ];
+        let mut graph = Graph::new()
+            .input("x", &shape)
+            .floats("w0", &[channels, self.channels, self.kernel[0], self.kernel[1]], &floats(weights))
+            .floats("b0", &[channels], &floats(channels))
+            .floats("w1", &[channels, channels, 1, 1], &floats(channels * channels))
+            .floats("w2", &[features, 3], &floats(features * 3));
+        let inputs: &[&str] = if self.bias { &["x", "w0", "b0"] } else { &["x", "w0"] };
+        graph = graph.node("Conv", inputs, "c0", &attributes).node("Relu", &["c0"], "r0", &[]);
+        graph = graph.node("Conv", &["r0", "w1"], "c1", &conv(1, 0, 1));
+        let last = if self.residual { "a1" } else { "c1" };
+        if self.residual {
+            graph = graph.node("Add", &["c1", "r0"], "a1", &[]);
+        }
+        graph = if self.tokens {
+            let perm = [Attribute::ints("perm", &[0, 2, 3, 1])];
+            graph
+                .node("Transpose", &[last], "t", &perm)
+                .node("MatMul", &["t", "w2"], "y", &[])
+                .output("y", &[self.images, out[0], out[1], 3])
+        } else {
+            graph
+                .node("Flatten", &[last], "f", &[Attribute::int("axis", 1)])
+                .node("MatMul", &["f", "w2"], "y", &[])
+                .output("y", &[self.images, 3])
+        };
+        Network::new("random", &graph, &shape)
+    }
 }
 
 /// A product over the non-zero elements of its input: how many there are depends on the data.
