@@ -142,7 +142,9 @@ impl Liar {
 
     /// Hears a request; true where the honest worker shall not.
     fn hears(&mut self, frame: &Frame) -> bool {
-        let Ok(request) = Request::from_frame(frame.clone()) else { return false };
+        let Ok(request) = Request::from_frame(frame.clone()) else {
+            return false;
+        };
         match (&self.lie, request) {
             (_, Request::Call { call, round, words }) => {
                 self.requests.insert(call, (round, words));
@@ -153,11 +155,17 @@ impl Liar {
                 true
             }
             (Lie::OtherVersion, Request::Hello { .. }) => {
-                self.say(Reply::Welcome { version: VERSION + 1, name: "newer".into() });
+                self.say(Reply::Welcome {
+                    version: VERSION + 1,
+                    name: "newer".into(),
+                });
                 true
             }
             (Lie::Refuses, Request::Hello { .. }) => {
-                self.say(Reply::Failed { call: None, message: EXCUSE.into() });
+                self.say(Reply::Failed {
+                    call: None,
+                    message: EXCUSE.into(),
+                });
                 true
             }
             (Lie::NeverWelcomes, Request::Hello { .. }) => true,
@@ -167,7 +175,10 @@ impl Liar {
                 true
             }
             (Lie::WantsAnother, Request::Offer { .. }) => {
-                self.say(Reply::Want { model: NO_MODEL, from: 0 });
+                self.say(Reply::Want {
+                    model: NO_MODEL,
+                    from: 0,
+                });
                 true
             }
             (Lie::WantsBeyondEnd, Request::Offer { model, total, .. }) => {
@@ -175,7 +186,10 @@ impl Liar {
                 true
             }
             (Lie::WantsForEver, Request::Offer { .. } | Request::Chunk { .. }) => {
-                self.say(Reply::Want { model: self.model, from: 0 });
+                self.say(Reply::Want {
+                    model: self.model,
+                    from: 0,
+                });
                 true
             }
             _ => false,
@@ -191,12 +205,20 @@ impl Liar {
                 self.say(Reply::Ready { model: NO_MODEL });
             }
             (Lie::OtherProtocol, Reply::Welcome { .. }) => {
-                let mut frame = Reply::Welcome { version: VERSION, name: String::new() }.into_frame();
+                let mut frame = Reply::Welcome {
+                    version: VERSION,
+                    name: String::new(),
+                }
+                .into_frame();
                 frame.head[..4].copy_from_slice(b"HTTP");
                 self.outbox.push_back(frame);
             }
             (Lie::UnprintableName, Reply::Welcome { .. }) => {
-                let mut frame = Reply::Welcome { version: VERSION, name: "x".into() }.into_frame();
+                let mut frame = Reply::Welcome {
+                    version: VERSION,
+                    name: "x".into(),
+                }
+                .into_frame();
                 *frame.head.last_mut().expect("a name") = 0x1b;
                 self.outbox.push_back(frame);
             }
@@ -213,13 +235,19 @@ impl Liar {
                 let words = how.apply(&self.program, round, &request, &self.history);
                 self.say(Reply::Answer { call, words });
             }
-            Lie::WrongCall { ahead } => self.say(Reply::Answer { call: call + ahead, words }),
+            Lie::WrongCall { ahead } => self.say(Reply::Answer {
+                call: call + ahead,
+                words,
+            }),
             Lie::ExchangedAnswers => match self.held.take() {
                 None if first => self.held = Some((call, words)),
                 None => self.say(Reply::Answer { call, words }),
                 Some((other, others)) => {
                     self.say(Reply::Answer { call: other, words });
-                    self.say(Reply::Answer { call, words: others });
+                    self.say(Reply::Answer {
+                        call,
+                        words: others,
+                    });
                 }
             },
             Lie::NeverAnswers => {}
@@ -229,8 +257,12 @@ impl Liar {
                 self.outbox.extend(std::iter::repeat_n(frame, times + 1));
             }
             Lie::RepeatsWelcome { times } if first => {
-                let welcome = Reply::Welcome { version: VERSION, name: "again".into() };
-                self.outbox.extend(std::iter::repeat_n(welcome.into_frame(), times));
+                let welcome = Reply::Welcome {
+                    version: VERSION,
+                    name: "again".into(),
+                };
+                self.outbox
+                    .extend(std::iter::repeat_n(welcome.into_frame(), times));
                 self.say(Reply::Answer { call, words });
             }
             Lie::Malformed(how) if first => {
@@ -255,7 +287,10 @@ impl Liar {
 
 impl Machine for Liar {
     fn limits(&self) -> FrameLimits {
-        FrameLimits { head: MAX_HEAD, words: self.honest.limits().words }
+        FrameLimits {
+            head: MAX_HEAD,
+            words: self.honest.limits().words,
+        }
     }
 
     fn receive(&mut self, frame: Frame, now: Now) {

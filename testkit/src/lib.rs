@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-
 pub mod adversary;
 pub mod chance;
 pub mod models;

@@ -23,7 +23,11 @@ pub struct Network {
 
 impl Network {
     fn new(name: &'static str, graph: &Graph, input: &[usize]) -> Self {
-        Self { name, bytes: graph.model(), input: input.to_vec() }
+        Self {
+            name,
+            bytes: graph.model(),
+            input: input.to_vec(),
+        }
     }
 
     /// The plan under the default policy with this hiding; every answer is checked.
@@ -31,7 +35,10 @@ impl Network {
     /// # Panics
     /// Where the network cannot be planned.
     pub fn plan(&self, hiding: Hiding) -> Arc<Plan> {
-        self.plan_for(&Policy { hiding, ..Policy::default() })
+        self.plan_for(&match hiding {
+            Hiding::Field => Policy::default(),
+            Hiding::Clear => Policy::default().danger().clear_input(),
+        })
     }
 
     /// The plan under a policy.
@@ -39,7 +46,8 @@ impl Network {
     /// # Panics
     /// Where the network cannot be planned.
     pub fn plan_for(&self, policy: &Policy) -> Arc<Plan> {
-        let model = Model::load(&self.bytes, &[]).unwrap_or_else(|why| panic!("{}: {why}", self.name));
+        let model =
+            Model::load(&self.bytes, &[]).unwrap_or_else(|why| panic!("{}: {why}", self.name));
         Plan::new(&model, policy).unwrap_or_else(|why| panic!("{}: {why}", self.name))
     }
 
@@ -150,7 +158,12 @@ pub fn attention() -> Network {
         .node("MatMul", &["x", "wq"], "q", &[])
         .node("MatMul", &["x", "wk"], "k", &[])
         .node("MatMul", &["x", "wv"], "v", &[])
-        .node("Transpose", &["k"], "kt", &[Attribute::ints("perm", &[0, 2, 1])])
+        .node(
+            "Transpose",
+            &["k"],
+            "kt",
+            &[Attribute::ints("perm", &[0, 2, 1])],
+        )
         .node("MatMul", &["q", "kt"], "s", &[])
         .node("Softmax", &["s"], "p", &[Attribute::int("axis", -1)])
         .node("MatMul", &["p", "v"], "m", &[])
@@ -199,7 +212,13 @@ pub fn two_images() -> Network {
 /// positive, a positive input is fine and a negative one is not.
 pub fn square_root() -> Network {
     let mut chance = Chance::new(27);
-    let mut positive = |count| chance.floats(count).iter().map(|w| w.abs() + 0.01).collect::<Vec<_>>();
+    let mut positive = |count| {
+        chance
+            .floats(count)
+            .iter()
+            .map(|w| w.abs() + 0.01)
+            .collect::<Vec<_>>()
+    };
     let graph = Graph::new()
         .input("x", &[1, 2, 4, 4])
         .floats("w0", &[3, 2, 3, 3], &positive(54))
@@ -232,13 +251,18 @@ pub fn zero_weights() -> Network {
 /// first column.
 pub fn long_sum(inner: usize) -> (Network, Vec<f32>) {
     let sign = |row: usize| if row.is_multiple_of(3) { 1.0 } else { -1.0 };
-    let weights: Vec<f32> = (0..inner).flat_map(|row| [sign(row), -sign(row / 2)]).collect();
+    let weights: Vec<f32> = (0..inner)
+        .flat_map(|row| [sign(row), -sign(row / 2)])
+        .collect();
     let graph = Graph::new()
         .input("x", &[1, inner])
         .floats("w", &[inner, 2], &weights)
         .node("MatMul", &["x", "w"], "y", &[])
         .output("y", &[1, 2]);
-    (Network::new("long sum", &graph, &[1, inner]), (0..inner).map(sign).collect())
+    (
+        Network::new("long sum", &graph, &[1, inner]),
+        (0..inner).map(sign).collect(),
+    )
 }
 
 /// Kinds of layers.
@@ -285,7 +309,13 @@ impl Kind {
 /// One layer whose weights are ±1 with a sign for each input channel or term, and an input of ±1
 /// with the same signs.
 pub fn aligned(kind: Kind) -> (Network, Vec<f32>) {
-    let sign = |ix: usize| if ix.is_multiple_of(3) || ix % 5 == 2 { 1.0_f32 } else { -1.0 };
+    let sign = |ix: usize| {
+        if ix.is_multiple_of(3) || ix % 5 == 2 {
+            1.0_f32
+        } else {
+            -1.0
+        }
+    };
     let convolution = |channels: usize, side: i64, stride: i64, groups: usize| {
         let (each, taps) = (channels / groups, (side * side) as usize);
         let weight = |ix: usize| {
@@ -296,20 +326,50 @@ pub fn aligned(kind: Kind) -> (Network, Vec<f32>) {
         let out = 7_usize.div_ceil(stride as usize);
         let graph = Graph::new()
             .input("x", &[1, channels, 7, 7])
-            .floats("w", &[channels, each, side as usize, side as usize], &weights)
-            .node("Conv", &["x", "w"], "y", &conv(stride, side / 2, groups as i64))
+            .floats(
+                "w",
+                &[channels, each, side as usize, side as usize],
+                &weights,
+            )
+            .node(
+                "Conv",
+                &["x", "w"],
+                "y",
+                &conv(stride, side / 2, groups as i64),
+            )
             .output("y", &[1, channels, out, out]);
         let signs = (0..channels * 49).map(|ix| sign(ix / 49)).collect();
-        (Network::new("aligned convolution", &graph, &[1, channels, 7, 7]), signs)
+        (
+            Network::new("aligned convolution", &graph, &[1, channels, 7, 7]),
+            signs,
+        )
     };
     let product = |groups: usize, rows: usize, left: bool| {
         let (inner, columns) = (13, 5);
-        let term = |ix: usize| if left { ix % inner } else { ix / columns % inner };
-        let weights: Vec<f32> = (0..groups * inner * columns).map(|ix| sign(term(ix))).collect();
+        let term = |ix: usize| {
+            if left {
+                ix % inner
+            } else {
+                ix / columns % inner
+            }
+        };
+        let weights: Vec<f32> = (0..groups * inner * columns)
+            .map(|ix| sign(term(ix)))
+            .collect();
         let (x, w, y, order) = if left {
-            ([groups, inner, rows], [groups, columns, inner], [groups, columns, rows], ["w", "x"])
+            (
+                [groups, inner, rows],
+                [groups, columns, inner],
+                [groups, columns, rows],
+                ["w", "x"],
+            )
         } else {
-            ([groups, rows, inner], [groups, inner, columns], [groups, rows, columns], ["x", "w"])
+            (
+                [groups, rows, inner],
+                [groups, inner, columns],
+                [groups, rows, columns],
+                ["x", "w"],
+            )
         };
         let graph = Graph::new()
             .input("x", &x)
@@ -317,7 +377,9 @@ pub fn aligned(kind: Kind) -> (Network, Vec<f32>) {
             .node("MatMul", &order, "y", &[])
             .output("y", &y);
         let place = |ix: usize| if left { ix / rows % inner } else { ix % inner };
-        let signs = (0..groups * inner * rows).map(|ix| sign(place(ix))).collect();
+        let signs = (0..groups * inner * rows)
+            .map(|ix| sign(place(ix)))
+            .collect();
         (Network::new("aligned product", &graph, &x), signs)
     };
     match kind {
@@ -378,7 +440,11 @@ impl Random {
             (input[axis] + 2 * self.pad as usize - reach(axis)) / self.stride as usize + 1
         });
         let pixels = out[0] * out[1];
-        let features = if self.tokens { channels } else { channels * pixels };
+        let features = if self.tokens {
+            channels
+        } else {
+            channels * pixels
+        };
         let shape = [self.images, channels, input[0], input[1]];
         let weights = channels * self.channels * self.kernel[0] * self.kernel[1];
         let attributes = [
@@ -389,12 +455,26 @@ impl Random {
         ];
         let mut graph = Graph::new()
             .input("x", &shape)
-            .floats("w0", &[channels, self.channels, self.kernel[0], self.kernel[1]], &floats(weights))
+            .floats(
+                "w0",
+                &[channels, self.channels, self.kernel[0], self.kernel[1]],
+                &floats(weights),
+            )
             .floats("b0", &[channels], &floats(channels))
-            .floats("w1", &[channels, channels, 1, 1], &floats(channels * channels))
+            .floats(
+                "w1",
+                &[channels, channels, 1, 1],
+                &floats(channels * channels),
+            )
             .floats("w2", &[features, 3], &floats(features * 3));
-        let inputs: &[&str] = if self.bias { &["x", "w0", "b0"] } else { &["x", "w0"] };
-        graph = graph.node("Conv", inputs, "c0", &attributes).node("Relu", &["c0"], "r0", &[]);
+        let inputs: &[&str] = if self.bias {
+            &["x", "w0", "b0"]
+        } else {
+            &["x", "w0"]
+        };
+        graph = graph
+            .node("Conv", inputs, "c0", &attributes)
+            .node("Relu", &["c0"], "r0", &[]);
         graph = graph.node("Conv", &["r0", "w1"], "c1", &conv(1, 0, 1));
         let last = if self.residual { "a1" } else { "c1" };
         if self.residual {
@@ -426,7 +506,12 @@ pub fn non_zero() -> Network {
         .ints("axes", &[1], &[0])
         .node("NonZero", &["x"], "ix", &[])
         .node("Cast", &["ix"], "f", &[Attribute::int("to", 1)])
-        .node("Transpose", &["f"], "t", &[Attribute::ints("perm", &[1, 0])])
+        .node(
+            "Transpose",
+            &["f"],
+            "t",
+            &[Attribute::ints("perm", &[1, 0])],
+        )
         .node("MatMul", &["t", "w"], "found", &[])
         .node("Unsqueeze", &["x", "axes"], "row", &[])
         .node("MatMul", &["row", "v"], "y", &[])
@@ -444,13 +529,26 @@ pub fn branch_on_data() -> Network {
         .floats("w1", &[2, 2, 3, 3], &chance.floats(36))
         .floats("zero", &[], &[0.0])
         .node("Conv", &["x", "w0"], "c0", &conv(1, 1, 1))
-        .node("ReduceSum", &["c0"], "sum", &[Attribute::int("keepdims", 0)])
+        .node(
+            "ReduceSum",
+            &["c0"],
+            "sum",
+            &[Attribute::int("keepdims", 0)],
+        )
         .node("Greater", &["sum", "zero"], "positive", &[]);
-    let then = Graph::new().node("Conv", &["c0", "w1"], "yes", &conv(1, 1, 1)).output("yes", &[1, 2, 4, 4]);
-    let other = Graph::new().node("Relu", &["c0"], "no", &[]).output("no", &[1, 2, 4, 4]);
-    let branches =
-        [Attribute::graph("then_branch", &then), Attribute::graph("else_branch", &other)];
-    let graph = graph.node("If", &["positive"], "y", &branches).output("y", &[1, 2, 4, 4]);
+    let then = Graph::new()
+        .node("Conv", &["c0", "w1"], "yes", &conv(1, 1, 1))
+        .output("yes", &[1, 2, 4, 4]);
+    let other = Graph::new()
+        .node("Relu", &["c0"], "no", &[])
+        .output("no", &[1, 2, 4, 4]);
+    let branches = [
+        Attribute::graph("then_branch", &then),
+        Attribute::graph("else_branch", &other),
+    ];
+    let graph = graph
+        .node("If", &["positive"], "y", &branches)
+        .output("y", &[1, 2, 4, 4]);
     Network::new("branch on data", &graph, &[1, 2, 4, 4])
 }
 

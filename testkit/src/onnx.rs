@@ -56,7 +56,11 @@ impl Attribute {
 
     /// A list of integers.
     pub fn ints(name: &str, values: &[i64]) -> Self {
-        Self(values.iter().fold(Self::new(name, 7), |message, value| message.int(8, *value)))
+        Self(
+            values
+                .iter()
+                .fold(Self::new(name, 7), |message, value| message.int(8, *value)),
+        )
     }
 
     /// A graph: the branch of an `If`.
@@ -113,19 +117,27 @@ impl Graph {
     /// A constant tensor of floats.
     #[must_use]
     pub fn floats(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
-        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let raw: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.constant(name, shape, FLOAT, &raw)
     }
 
     /// A constant tensor of integers.
     #[must_use]
     pub fn ints(self, name: &str, shape: &[usize], values: &[i64]) -> Self {
-        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let raw: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.constant(name, shape, INT64, &raw)
     }
 
     fn constant(mut self, name: &str, shape: &[usize], kind: i64, raw: &[u8]) -> Self {
-        let tensor = shape.iter().fold(Message::default(), |t, size| t.int(1, *size as i64));
+        let tensor = shape
+            .iter()
+            .fold(Message::default(), |t, size| t.int(1, *size as i64));
         let tensor = tensor.int(2, kind).bytes(8, name.as_bytes()).bytes(9, raw);
         self.message = self.message.bytes(5, &tensor.0);
         self
@@ -134,10 +146,14 @@ impl Graph {
     /// A node with one output, named after it.
     #[must_use]
     pub fn node(mut self, op: &str, inputs: &[&str], output: &str, with: &[Attribute]) -> Self {
-        let node = inputs.iter().fold(Message::default(), |n, name| n.bytes(1, name.as_bytes()));
+        let node = inputs
+            .iter()
+            .fold(Message::default(), |n, name| n.bytes(1, name.as_bytes()));
         let node = node.bytes(2, output.as_bytes()).bytes(3, output.as_bytes());
         let node = node.bytes(4, op.as_bytes());
-        let node = with.iter().fold(node, |node, attribute| node.bytes(5, &attribute.0.0));
+        let node = with
+            .iter()
+            .fold(node, |node, attribute| node.bytes(5, &attribute.0.0));
         self.message = self.message.bytes(1, &node.0);
         self
     }
@@ -146,7 +162,11 @@ impl Graph {
     pub fn model(&self) -> Vec<u8> {
         let opset = Message::default().bytes(1, b"").int(2, 17);
         let graph = self.message.clone().bytes(2, b"testkit");
-        Message::default().int(1, 8).bytes(8, &opset.0).bytes(7, &graph.0).0
+        Message::default()
+            .int(1, 8)
+            .bytes(8, &opset.0)
+            .bytes(7, &graph.0)
+            .0
     }
 }
 

@@ -56,8 +56,12 @@ pub struct Conditions {
 
 impl Conditions {
     /// In order, complete, at once.
-    pub const PERFECT: Self =
-        Self { delay: Duration::ZERO, jitter: Duration::ZERO, lost: 0, twice: 0 };
+    pub const PERFECT: Self = Self {
+        delay: Duration::ZERO,
+        jitter: Duration::ZERO,
+        lost: 0,
+        twice: 0,
+    };
     /// Nothing that a datagram link does is missing.
     pub const ROUGH: Self = Self {
         delay: Duration::from_millis(2),
@@ -80,7 +84,13 @@ pub struct Lane {
 
 impl Lane {
     fn new(conditions: Conditions, seed: u64) -> Self {
-        Self { conditions, chance: Chance::new(seed), flying: BTreeMap::new(), sent: 0, bytes: 0 }
+        Self {
+            conditions,
+            chance: Chance::new(seed),
+            flying: BTreeMap::new(),
+            sent: 0,
+            bytes: 0,
+        }
     }
 
     fn send(&mut self, header: [u8; HEADER], frame: Frame, now: Now) {
@@ -162,9 +172,16 @@ impl Pair<Service> {
 impl<P: Peer> Pair<P> {
     /// A pair.
     pub fn new(plan: &Arc<Plan>, peer: P, setup: Setup) -> Self {
-        let seed = setup.entropy.iter().fold(0_u64, |sum, byte| sum.rotate_left(5) ^ u64::from(*byte));
+        let seed = setup
+            .entropy
+            .iter()
+            .fold(0_u64, |sum, byte| sum.rotate_left(5) ^ u64::from(*byte));
         Self {
-            session: Session::new(Arc::clone(plan), Entropy::new(setup.entropy), setup.settings),
+            session: Session::new(
+                Arc::clone(plan),
+                Entropy::new(setup.entropy),
+                setup.settings,
+            ),
             peer,
             now: Duration::ZERO,
             up: Lane::new(setup.conditions, seed),
@@ -218,7 +235,11 @@ impl<P: Peer> Pair<P> {
     /// # Panics
     /// Where the session refuses an input or never comes to an end.
     pub fn run_many(&mut self, inputs: Vec<Vec<Tensor>>) -> Vec<Result<Output, InferError>> {
-        let begin = |inputs| self.session.begin(inputs, self.now).expect("inputs of the model");
+        let begin = |inputs| {
+            self.session
+                .begin(inputs, self.now)
+                .expect("inputs of the model")
+        };
         let ids: Vec<_> = inputs.into_iter().map(begin).collect();
         let mut results = BTreeMap::new();
         for _ in 0..PATIENCE {
@@ -228,9 +249,18 @@ impl<P: Peer> Pair<P> {
             if results.len() == ids.len() {
                 return ids.iter().filter_map(|id| results.remove(id)).collect();
             }
-            assert!(self.step(), "{} of {} ended, then nothing happened", results.len(), ids.len());
+            assert!(
+                self.step(),
+                "{} of {} ended, then nothing happened",
+                results.len(),
+                ids.len()
+            );
         }
-        panic!("{} of {} ended, then events without end", results.len(), ids.len());
+        panic!(
+            "{} of {} ended, then events without end",
+            results.len(),
+            ids.len()
+        );
     }
 
     /// Delivers whatever is still under way, and lets nobody's time pass.
@@ -248,9 +278,16 @@ impl<P: Peer> Pair<P> {
     /// The next event: a frame arrives or a deadline comes. False where there is none.
     pub fn step(&mut self) -> bool {
         self.exchange();
-        let frame = [self.up.arrival(), self.down.arrival()].into_iter().flatten().min();
+        let frame = [self.up.arrival(), self.down.arrival()]
+            .into_iter()
+            .flatten()
+            .min();
         let deadlines = [self.session.deadline(), self.peer.deadline()];
-        let deadline = deadlines.into_iter().flatten().min().filter(|_| self.linked);
+        let deadline = deadlines
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| self.linked);
         match (frame, deadline) {
             (Some(frame), deadline) if deadline.is_none_or(|at| frame <= at) => self.deliver(),
             (_, Some(at)) => {
@@ -266,14 +303,18 @@ impl<P: Peer> Pair<P> {
     /// Takes what both sides have to say.
     fn exchange(&mut self) {
         for _ in 0..BURST {
-            let Some(frame) = self.session.transmit(self.now) else { break };
+            let Some(frame) = self.session.transmit(self.now) else {
+                break;
+            };
             if self.kept {
                 self.sent.push(frame.clone());
             }
             self.up.send(frame.header(), frame, self.now);
         }
         for _ in 0..BURST {
-            let Some(frame) = self.peer.transmit(self.now) else { break };
+            let Some(frame) = self.peer.transmit(self.now) else {
+                break;
+            };
             self.down.send(self.peer.header(&frame), frame, self.now);
         }
         self.peak = self.peak.max(self.up.bytes + self.down.bytes);
@@ -288,10 +329,15 @@ impl<P: Peer> Pair<P> {
             (Some(up), Some(down)) => up <= down,
             (up, _) => up.is_some(),
         };
-        let (lane, machine): (_, &mut dyn Machine) =
-            if up { (&mut self.up, &mut self.peer) } else { (&mut self.down, &mut self.session) };
+        let (lane, machine): (_, &mut dyn Machine) = if up {
+            (&mut self.up, &mut self.peer)
+        } else {
+            (&mut self.down, &mut self.session)
+        };
         self.now = self.now.max(lane.arrival().unwrap_or_default());
-        let Some((header, frame)) = lane.take() else { return };
+        let Some((header, frame)) = lane.take() else {
+            return;
+        };
         match Header::decode(header, machine.limits()) {
             Ok(_) => {
                 if !up && self.kept {

@@ -18,13 +18,22 @@ use larvatus_testkit::pair::Pair;
 use proptest::prelude::*;
 
 fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
-    let bits = |tensor: &Arc<Tensor>| floats(tensor).unwrap().iter().map(|x| x.to_bits()).collect();
+    let bits = |tensor: &Arc<Tensor>| {
+        floats(tensor)
+            .unwrap()
+            .iter()
+            .map(|x| x.to_bits())
+            .collect()
+    };
     tensors.iter().map(bits).collect()
 }
 
 /// The integers that words stand for.
 fn integers(words: &[u32]) -> Vec<i64> {
-    words.iter().map(|word| i64::from(Fp::from_canonical(*word).unwrap().centred())).collect()
+    words
+        .iter()
+        .map(|word| i64::from(Fp::from_canonical(*word).unwrap().centred()))
+        .collect()
 }
 
 /// A layer's answer in 64-bit integers, straight from the definition of its shape.
@@ -49,16 +58,22 @@ fn evaluate(trace: &LayerTrace<'_>, x: &[i64]) -> Vec<i64> {
                     for (oy, ox) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
                         let mut sum = 0;
                         for (i, (ky, kx)) in (0..ins).flat_map(|i| {
-                            let taps = (0..c.kernel[0]).flat_map(|y| (0..c.kernel[1]).map(move |x| (y, x)));
+                            let taps = (0..c.kernel[0])
+                                .flat_map(|y| (0..c.kernel[1]).map(move |x| (y, x)));
                             taps.map(move |tap| (i, tap))
                         }) {
-                            let iy = (oy * c.stride[0] + ky * c.dilation[0]).checked_sub(c.pad_begin[0]);
-                            let ix = (ox * c.stride[1] + kx * c.dilation[1]).checked_sub(c.pad_begin[1]);
-                            let (Some(iy), Some(ix)) = (iy, ix) else { continue };
+                            let iy =
+                                (oy * c.stride[0] + ky * c.dilation[0]).checked_sub(c.pad_begin[0]);
+                            let ix =
+                                (ox * c.stride[1] + kx * c.dilation[1]).checked_sub(c.pad_begin[1]);
+                            let (Some(iy), Some(ix)) = (iy, ix) else {
+                                continue;
+                            };
                             if iy < c.input[0] && ix < c.input[1] {
                                 let channel = out / outs * ins + i;
                                 let x = x[(channel * c.input[0] + iy) * c.input[1] + ix];
-                                sum += x * w(((out * ins + i) * c.kernel[0] + ky) * c.kernel[1] + kx);
+                                sum +=
+                                    x * w(((out * ins + i) * c.kernel[0] + ky) * c.kernel[1] + kx);
                             }
                         }
                         y.push(sum);
@@ -72,7 +87,11 @@ fn evaluate(trace: &LayerTrace<'_>, x: &[i64]) -> Vec<i64> {
 
 /// Runs a network here and split, hidden and not; every layer is held against [`evaluate`], and
 /// `look` is shown its integers and its largest Σ|w|. Returns the outputs.
-fn everywhere(network: &Network, input: &[Tensor], look: impl Fn(&[i64], &[i64], i64)) -> Vec<Vec<u32>> {
+fn everywhere(
+    network: &Network,
+    input: &[Tensor],
+    look: impl Fn(&[i64], &[i64], i64),
+) -> Vec<Vec<u32>> {
     let [field, clear] = [Hiding::Field, Hiding::Clear].map(|hiding| network.plan(hiding));
     let mut layers = 0;
     let local = run_exact_observed(&field, input.to_vec(), |trace| {
@@ -98,10 +117,18 @@ fn reaches_the_bound(network: &Network, signs: &[f32]) {
         everywhere(network, &network.tensor(&input), |x, y, l1| {
             let half = i64::from(HALF);
             let bound = (half / l1).min(1 << 21);
-            assert!(x.iter().all(|x| x.abs() == bound), "{}: not at ±{bound}", network.name);
+            assert!(
+                x.iter().all(|x| x.abs() == bound),
+                "{}: not at ±{bound}",
+                network.name
+            );
             let most = y.iter().map(|y| y.abs()).max().unwrap();
             assert_eq!(most, bound * l1, "{}", network.name);
-            assert!(most <= half && (most > half - l1 || bound == 1 << 21), "{}", network.name);
+            assert!(
+                most <= half && (most > half - l1 || bound == 1 << 21),
+                "{}",
+                network.name
+            );
         });
     }
 }
@@ -127,13 +154,23 @@ fn a_sum_too_long_for_useful_precision_stays_home() {
     let (network, _) = models::long_sum(70_000);
     let plan = network.plan(Hiding::Field);
     assert_eq!(plan.round_trips(), 0);
-    assert_eq!(plan.kept()[0].why, StaysLocal::Range { bound: 120, least: 127 });
+    assert_eq!(
+        plan.kept()[0].why,
+        StaysLocal::Range {
+            bound: 120,
+            least: 127
+        }
+    );
 }
 
 #[test]
 fn weights_that_are_all_zero_give_the_bias() {
     let network = models::zero_weights();
-    for input in [network.filled(1.0), network.filled(-f32::MAX), network.filled(0.0)] {
+    for input in [
+        network.filled(1.0),
+        network.filled(-f32::MAX),
+        network.filled(0.0),
+    ] {
         let output = everywhere(&network, &input, |_, y, l1| {
             assert_eq!(l1, 0);
             assert!(y.iter().all(|y| *y == 0));
@@ -145,7 +182,11 @@ fn weights_that_are_all_zero_give_the_bias() {
 #[test]
 fn zeros_subnormals_and_the_largest_numbers_are_the_same_here_and_split() {
     let tiny = f32::MIN_POSITIVE;
-    for network in [models::small_cnn(1), models::attention(), models::two_images()] {
+    for network in [
+        models::small_cnn(1),
+        models::attention(),
+        models::two_images(),
+    ] {
         for value in [0.0, -0.0, 1e-45, 1e-40, tiny, tiny * 4.0, 1e-30, 1e12] {
             everywhere(&network, &network.filled(value), |_, _, _| {});
         }
@@ -155,13 +196,20 @@ fn zeros_subnormals_and_the_largest_numbers_are_the_same_here_and_split() {
 #[test]
 fn numbers_that_overflow_inside_are_the_same_error_here_and_split() {
     // Scores of 10⁶⁰ are infinite, and their softmax is no number; so are sums of the largest.
-    let cases = [(models::attention(), 1e30, 3), (models::small_cnn(1), f32::MAX, 1)];
+    let cases = [
+        (models::attention(), 1e30, 3),
+        (models::small_cnn(1), f32::MAX, 1),
+    ];
     for (network, value, layer) in cases {
         let plan = network.plan(Hiding::Field);
-        let expected = InferError::NotFinite { layer: LayerId(layer) };
+        let expected = InferError::NotFinite {
+            layer: LayerId(layer),
+        };
         let here = run_exact(&plan, network.filled(value)).unwrap_err();
         assert!(matches!(here, LocalError::Infer(why) if why == expected));
-        let split = Pair::honest(&plan).infer(network.filled(value)).unwrap_err();
+        let split = Pair::honest(&plan)
+            .infer(network.filled(value))
+            .unwrap_err();
         assert_eq!(split, expected, "{}", network.name);
     }
 }
@@ -182,8 +230,18 @@ fn an_input_that_is_no_number_is_refused_with_its_place() {
         let mut values = vec![0.5; network.elements()];
         values[index] = value;
         let (why, pending) = begin(&plan, network.tensor(&values));
-        let InputError::NotFinite { input, index: at, value: got } = why else { panic!("{why}") };
-        assert_eq!((input.as_str(), at, got.to_bits()), ("x", index, value.to_bits()));
+        let InputError::NotFinite {
+            input,
+            index: at,
+            value: got,
+        } = why
+        else {
+            panic!("{why}")
+        };
+        assert_eq!(
+            (input.as_str(), at, got.to_bits()),
+            ("x", index, value.to_bits())
+        );
         assert_eq!(pending, 0);
     }
 }
@@ -193,13 +251,37 @@ fn inputs_of_another_number_shape_or_type_are_refused() {
     let network = models::small_cnn(1);
     let plan = network.plan(Hiding::Field);
     let (why, _) = begin(&plan, Vec::new());
-    assert_eq!(why, InputError::Count { expected: 1, got: 0, names: vec!["x".into()] });
+    assert_eq!(
+        why,
+        InputError::Count {
+            expected: 1,
+            got: 0,
+            names: vec!["x".into()]
+        }
+    );
     let (why, _) = begin(&plan, models::two_branches().random(0));
     let (expected, got) = (vec![1, 3, 7, 7], vec![1, 2, 5, 5]);
-    assert_eq!(why, InputError::Shape { input: "x".into(), expected, got });
-    let (why, _) = begin(&plan, vec![Tensor::from_shape(&[1, 3, 7, 7], &[1_i64; 147]).unwrap()]);
+    assert_eq!(
+        why,
+        InputError::Shape {
+            input: "x".into(),
+            expected,
+            got
+        }
+    );
+    let (why, _) = begin(
+        &plan,
+        vec![Tensor::from_shape(&[1, 3, 7, 7], &[1_i64; 147]).unwrap()],
+    );
     let (expected, got) = ("f32".into(), "i64".into());
-    assert_eq!(why, InputError::Datum { input: "x".into(), expected, got });
+    assert_eq!(
+        why,
+        InputError::Datum {
+            input: "x".into(),
+            expected,
+            got
+        }
+    );
 }
 
 #[test]
@@ -215,7 +297,10 @@ fn a_product_whose_size_depends_on_the_data_stays_home() {
         split[1].len()
     };
     assert_eq!(run(network.filled(1.0)), 8 * 4);
-    assert_eq!(run(network.tensor(&[0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0])), 2 * 4);
+    assert_eq!(
+        run(network.tensor(&[0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0])),
+        2 * 4
+    );
 }
 
 fn random() -> impl Strategy<Value = Random> {
@@ -244,7 +329,11 @@ fn random() -> impl Strategy<Value = Random> {
 }
 
 fn cases() -> ProptestConfig {
-    ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -263,7 +352,7 @@ proptest! {
     #[test]
     fn wide_weights_are_bit_equal_here_and_split(seed in any::<u64>()) {
         let network = models::small_cnn(seed);
-        let policy = Policy { weights: WeightBits::Wide, ..Policy::default() };
+        let policy = Policy::from_toml("weights = \"wide\"").unwrap();
         let plan = network.plan_for(&policy);
         let split = Pair::honest(&plan).infer(network.random(seed)).unwrap();
         let local = run_exact(&plan, network.random(seed)).unwrap();

@@ -22,7 +22,13 @@ use larvatus_testkit::models::{
 use larvatus_testkit::pair::{Pair, Setup};
 
 fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
-    let bits = |tensor: &Arc<Tensor>| floats(tensor).unwrap().iter().map(|x| x.to_bits()).collect();
+    let bits = |tensor: &Arc<Tensor>| {
+        floats(tensor)
+            .unwrap()
+            .iter()
+            .map(|x| x.to_bits())
+            .collect()
+    };
     tensors.iter().map(bits).collect()
 }
 
@@ -53,7 +59,11 @@ fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
         let now = pair.now();
         assert!(pair.session().transmit(now).is_none(), "it goes on talking");
         let output = Pair::honest(&plan).infer(network.random(9)).unwrap();
-        assert_eq!(bits(&output.tensors), exact(9), "{hiding:?}: the session after it");
+        assert_eq!(
+            bits(&output.tensors),
+            exact(9),
+            "{hiding:?}: the session after it"
+        );
     }
 }
 
@@ -62,7 +72,9 @@ fn without_checks_the_same_lie_passes_and_changes_the_output() {
     let network = small_cnn(1);
     let plan = network.plan_for(&Preset::Clear.policy());
     let liar = Liar::new(plan.worker_model(), add(&[(At::cell(0, 0), 1_000_000)]));
-    let output = Pair::new(&plan, liar, Setup::default()).infer(network.random(0)).unwrap();
+    let output = Pair::new(&plan, liar, Setup::default())
+        .infer(network.random(0))
+        .unwrap();
     let exact = run_exact(&plan, network.random(0)).unwrap();
     assert_ne!(bits(&output.tensors), bits(&exact));
 }
@@ -95,15 +107,35 @@ fn add(errors: &[(At, i64)]) -> Lie {
 
 fn mismatch(layer: u32, image: usize) -> impl Fn(&Plan) -> InferError {
     let layer = LayerId(layer);
-    move |_| WorkerMisbehaved::ProductMismatch { layer, image, repetition: 0 }.into()
+    move |_| {
+        WorkerMisbehaved::ProductMismatch {
+            layer,
+            image,
+            repetition: 0,
+        }
+        .into()
+    }
 }
 
 fn not_canonical(layer: u32, image: usize) -> impl Fn(&Plan) -> InferError {
-    move |_| WorkerMisbehaved::NotCanonical { layer: LayerId(layer), image }.into()
+    move |_| {
+        WorkerMisbehaved::NotCanonical {
+            layer: LayerId(layer),
+            image,
+        }
+        .into()
+    }
 }
 
 fn length(round: usize, expected: usize, got: usize) -> impl Fn(&Plan) -> InferError {
-    move |_| WorkerMisbehaved::AnswerLength { round, expected, got }.into()
+    move |_| {
+        WorkerMisbehaved::AnswerLength {
+            round,
+            expected,
+            got,
+        }
+        .into()
+    }
 }
 
 fn lied(why: WorkerMisbehaved) -> impl Fn(&Plan) -> InferError {
@@ -121,7 +153,12 @@ fn malformed(why: DecodeError) -> impl Fn(&Plan) -> InferError {
 /// Words of the largest answer.
 fn largest(plan: &Plan) -> u64 {
     let program = plan.worker_model().program();
-    program.rounds().iter().map(|round| program.answer_words(round)).max().unwrap() as u64
+    program
+        .rounds()
+        .iter()
+        .map(|round| program.answer_words(round))
+        .max()
+        .unwrap() as u64
 }
 
 macro_rules! liars {

@@ -15,9 +15,19 @@ static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 fn peak(inferences: u64) -> usize {
     let network = models::small_cnn(1);
     let plan = network.plan(Hiding::Field);
-    let settings = Settings { window: 8, ..Settings::default() };
-    let mut pair =
-        Pair::new(&plan, honest(), Setup { settings, kept: false, ..Setup::default() });
+    let settings = Settings {
+        window: 8,
+        ..Settings::default()
+    };
+    let mut pair = Pair::new(
+        &plan,
+        honest(),
+        Setup {
+            settings,
+            kept: false,
+            ..Setup::default()
+        },
+    );
     pair.infer(network.random(0)).unwrap();
     let inputs: Vec<_> = (0..inferences).map(|seed| network.random(seed)).collect();
     // The allocator knows its highest mark only: a block brings what is held up to it.

@@ -13,7 +13,13 @@ use larvatus_testkit::models::{self, Network};
 use larvatus_testkit::pair::{Conditions, Pair, Setup, honest};
 
 fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
-    let bits = |tensor: &Arc<Tensor>| floats(tensor).unwrap().iter().map(|x| x.to_bits()).collect();
+    let bits = |tensor: &Arc<Tensor>| {
+        floats(tensor)
+            .unwrap()
+            .iter()
+            .map(|x| x.to_bits())
+            .collect()
+    };
     tensors.iter().map(bits).collect()
 }
 
@@ -26,12 +32,24 @@ fn every_network_gives_the_local_integer_answer_bit_for_bit() {
     for network in models::all() {
         for hiding in [Hiding::Field, Hiding::Clear] {
             let plan = network.plan(hiding);
-            assert!(plan.round_trips() > 0, "{}: nothing is offloaded", network.name);
-            let input: Vec<f32> =
-                floats(&network.random(5)[0]).unwrap().iter().map(|x| x.abs()).collect();
+            assert!(
+                plan.round_trips() > 0,
+                "{}: nothing is offloaded",
+                network.name
+            );
+            let input: Vec<f32> = floats(&network.random(5)[0])
+                .unwrap()
+                .iter()
+                .map(|x| x.abs())
+                .collect();
             let output = Pair::honest(&plan).infer(network.tensor(&input)).unwrap();
             let local = run_exact(&plan, network.tensor(&input)).unwrap();
-            assert_eq!(bits(&output.tensors), bits(&local), "{} {hiding:?}", network.name);
+            assert_eq!(
+                bits(&output.tensors),
+                bits(&local),
+                "{} {hiding:?}",
+                network.name
+            );
             assert_eq!(output.round_trips, plan.round_trips(), "{}", network.name);
         }
     }
@@ -58,7 +76,11 @@ fn eight_inferences_over_a_rough_link_give_the_sequential_answers_within_their_w
         let mut pair = Pair::new(&plan, honest(), setup);
         let results = pair.run_many((0..8).map(|seed| network.random(seed)).collect());
         for (result, expected) in results.into_iter().zip(&expected) {
-            assert_eq!(&bits(&result.unwrap().tensors), expected, "entropy {entropy}");
+            assert_eq!(
+                &bits(&result.unwrap().tensors),
+                expected,
+                "entropy {entropy}"
+            );
         }
         assert_eq!(pair.session().pending(), 0);
         let calls: Vec<u64> = pair.sent().iter().filter_map(call).collect();
@@ -66,10 +88,23 @@ fn eight_inferences_over_a_rough_link_give_the_sequential_answers_within_their_w
         reordered |= !answered(&pair).is_sorted();
         // A frame an inference and copies of it: two retries cross at most where 100 ms pass
         // between them and a frame is gone after 42 ms.
-        let largest = pair.sent().iter().chain(pair.received()).map(|f| f.size()).max().unwrap();
-        assert!(pair.peak_under_way() <= 8 * 4 * largest, "{} {largest}", pair.peak_under_way());
+        let largest = pair
+            .sent()
+            .iter()
+            .chain(pair.received())
+            .map(|f| f.size())
+            .max()
+            .unwrap();
+        assert!(
+            pair.peak_under_way() <= 8 * 4 * largest,
+            "{} {largest}",
+            pair.peak_under_way()
+        );
     }
-    assert!(lost && reordered, "the link was not rough: {lost} {reordered}");
+    assert!(
+        lost && reordered,
+        "the link was not rough: {lost} {reordered}"
+    );
 }
 
 fn call(frame: &larvatus_proto::frame::Frame) -> Option<u64> {
@@ -80,6 +115,11 @@ fn call(frame: &larvatus_proto::frame::Frame) -> Option<u64> {
 }
 
 fn answered(pair: &Pair<larvatus_worker::Service>) -> Vec<u64> {
-    let answers = pair.received().iter().filter(|frame| !frame.words.is_empty());
-    answers.map(|frame| u64::from_le_bytes(frame.head[..8].try_into().unwrap())).collect()
+    let answers = pair
+        .received()
+        .iter()
+        .filter(|frame| !frame.words.is_empty());
+    answers
+        .map(|frame| u64::from_le_bytes(frame.head[..8].try_into().unwrap()))
+        .collect()
 }

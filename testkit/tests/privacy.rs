@@ -25,7 +25,11 @@ fn uploads<W: Peer>(pair: &Pair<W>) -> Vec<Vec<u32>> {
         Request::Call { words, .. } => Some(words),
         _ => None,
     };
-    pair.sent().iter().filter_map(request).filter_map(words).collect()
+    pair.sent()
+        .iter()
+        .filter_map(request)
+        .filter_map(words)
+        .collect()
 }
 
 /// How far the bytes of words are from uniform, lane by lane: Pearson's statistic over its limit.
@@ -37,7 +41,9 @@ fn excess(words: &[u32]) -> f64 {
     let lane = |lane: usize| {
         let cells = if lane == 3 { 128 } else { 256 };
         let mut counts = vec![0_u32; cells];
-        words.iter().for_each(|word| counts[usize::from(word.to_le_bytes()[lane])] += 1);
+        words
+            .iter()
+            .for_each(|word| counts[usize::from(word.to_le_bytes()[lane])] += 1);
         let expected = words.len() as f64 / cells as f64;
         assert!(expected >= 20.0, "too few words");
         let square = |count: &u32| (f64::from(*count) - expected).powi(2) / expected;
@@ -85,7 +91,11 @@ fn uploads_are_uniform_in_every_byte_lane_for_extreme_inputs() {
             }
             assert!(words.iter().all(|word| *word < P));
             let (one, two) = (excess(&words), excess(&differences));
-            assert!(one < 1.0 && two < 1.0, "{} {name}: {one:.2} {two:.2}", network.name);
+            assert!(
+                one < 1.0 && two < 1.0,
+                "{} {name}: {one:.2} {two:.2}",
+                network.name
+            );
         }
     }
 }
@@ -102,7 +112,9 @@ fn uploads_that_are_not_hidden_are_far_from_uniform() {
 /// Kind, head and payload length of every frame, both ways.
 fn shape<W: Peer>(pair: &Pair<W>) -> Vec<(u8, Vec<u8>, usize)> {
     let frames = pair.sent().iter().chain(pair.received());
-    frames.map(|frame| (frame.kind, frame.head.clone(), frame.words.len())).collect()
+    frames
+        .map(|frame| (frame.kind, frame.head.clone(), frame.words.len()))
+        .collect()
 }
 
 #[test]
@@ -146,12 +158,18 @@ fn a_value_inside_that_is_no_number_goes_through_the_whole_plan_and_is_then_an_e
     let why = pair.infer(network.filled(-1.0)).unwrap_err();
     assert_eq!(why, InferError::NotFinite { layer: LayerId(1) });
     assert_eq!(uploads(&pair).len(), 2 * calls);
-    assert!(pair.infer(network.filled(1.0)).is_ok(), "the session goes on");
+    assert!(
+        pair.infer(network.filled(1.0)).is_ok(),
+        "the session goes on"
+    );
 }
 
 /// Uploads of one inference under a policy.
 fn seen(network: &Network, policy: &Policy, entropy: [u8; 32]) -> Vec<Vec<u32>> {
-    let setup = Setup { entropy, ..Setup::default() };
+    let setup = Setup {
+        entropy,
+        ..Setup::default()
+    };
     let mut pair = Pair::new(&network.plan_for(policy), honest(), setup);
     pair.infer(network.filled(0.5)).unwrap();
     uploads(&pair)
@@ -176,7 +194,7 @@ fn a_clone_of_a_process_that_draws_its_own_entropy_repeats_no_word() {
 #[test]
 fn another_plan_has_other_pads_even_from_the_same_entropy() {
     let (network, policy) = (small_cnn(1), Policy::default());
-    let other = Policy { lifetime: 2_000_000, ..Policy::default() };
+    let other = Policy::from_toml("lifetime = 2_000_000").unwrap();
     let [one, two] = [&policy, &other].map(|policy| seen(&network, policy, [1; 32]));
     assert_eq!(shared(&one, &two), 0);
 }
@@ -208,7 +226,11 @@ fn a_retry_sends_the_same_bytes() {
         answer_within: Duration::from_secs(3600),
         retry_after: Some(Duration::from_millis(100)),
     };
-    let setup = Setup { settings, conditions: Conditions::ROUGH, ..Setup::default() };
+    let setup = Setup {
+        settings,
+        conditions: Conditions::ROUGH,
+        ..Setup::default()
+    };
     let mut pair = Pair::new(&network.plan(Hiding::Field), honest(), setup);
     let results = pair.run_many((0..16).map(|seed| network.random(seed)).collect());
     assert!(results.iter().all(Result::is_ok));
@@ -244,11 +266,17 @@ impl<T> Secret for Probe<T> {}
 
 #[test]
 fn secrets_cannot_be_printed_or_copied() {
-    assert!(Probe::<Digest>::PRINTS && Probe::<Digest>::COPIES, "the probe sees nothing");
+    assert!(
+        Probe::<Digest>::PRINTS && Probe::<Digest>::COPIES,
+        "the probe sees nothing"
+    );
     assert!(!Probe::<Entropy>::PRINTS && !Probe::<Entropy>::COPIES);
     assert!(!Probe::<Ticket>::PRINTS && !Probe::<Ticket>::COPIES);
     assert!(!Probe::<Key>::COPIES);
     assert_eq!(format!("{:?}", Key::new([0xab; 32])), "Key(..)");
     let printed = format!("{:?}", small_cnn(1).plan(Hiding::Field));
-    assert!(printed.starts_with("Plan { digest: ") && printed.len() < 100, "{printed}");
+    assert!(
+        printed.starts_with("Plan { digest: ") && printed.len() < 100,
+        "{printed}"
+    );
 }

@@ -189,7 +189,12 @@ impl Session {
         self.next_inference += 1;
         let over = match &self.state {
             State::Over(why) => Some(why.clone()),
-            State::Closed => Some(WorkerFailed::Disconnected { awaited: self.awaited() }.into()),
+            State::Closed => Some(
+                WorkerFailed::Disconnected {
+                    awaited: self.awaited(),
+                }
+                .into(),
+            ),
             State::Welcome(_) | State::Verdict(_) | State::Upload { .. } | State::Answers => None,
         };
         match over {

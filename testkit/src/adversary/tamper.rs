@@ -24,7 +24,12 @@ pub struct At {
 impl At {
     /// A word of the first call's first image.
     pub fn cell(row: usize, col: usize) -> Self {
-        Self { call: 0, image: 0, row, col }
+        Self {
+            call: 0,
+            image: 0,
+            row,
+            col,
+        }
     }
 
     /// The same word of another call.
@@ -124,7 +129,12 @@ fn parts(program: &Program, round: u32) -> Vec<Vec<Part>> {
                 Shape::MatMul(_) => [rows, cols],
             };
             let images = (0..layer.images).map(|_| {
-                let part = Part { start, rows, cols, spatial };
+                let part = Part {
+                    start,
+                    rows,
+                    cols,
+                    spatial,
+                };
                 start += rows * cols;
                 part
             });
@@ -151,7 +161,10 @@ impl Tamper {
         let part = |call: usize, image: usize| &parts[call][image];
         let place = |at: &At| {
             let part = part(at.call, at.image);
-            assert!(at.row < part.rows && at.col < part.cols, "{at:?} is not in the answer");
+            assert!(
+                at.row < part.rows && at.col < part.cols,
+                "{at:?} is not in the answer"
+            );
             part.start + at.row * part.cols + at.col
         };
         let ((_, honest), before) = history.split_last().expect("an honest answer");
@@ -168,14 +181,25 @@ impl Tamper {
             Self::NotCanonical(at, Second::Largest) => words[place(at)] = u32::MAX,
             Self::Rank { call, rank } => {
                 let part = part(*call, 0);
-                assert!(*rank <= part.rows.min(part.cols), "no error has rank {rank} here");
+                assert!(
+                    *rank <= part.rows.min(part.cols),
+                    "no error has rank {rank} here"
+                );
                 let mut chance = Chance::new(*rank as u64);
                 // Row and column `k` have nothing of the terms before: the rank is what it says.
                 for k in 0..*rank {
                     for row in k..part.rows {
-                        let left = if row == k { 1 } else { chance.below(1000) as i64 };
+                        let left = if row == k {
+                            1
+                        } else {
+                            chance.below(1000) as i64
+                        };
                         for col in k..part.cols {
-                            let right = if col == k { 1 } else { chance.below(1000) as i64 };
+                            let right = if col == k {
+                                1
+                            } else {
+                                chance.below(1000) as i64
+                            };
                             let word = &mut words[part.start + row * part.cols + col];
                             *word = plus(*word, left * right);
                         }
@@ -225,7 +249,10 @@ impl Tamper {
             Self::Longer(more) => words.resize(words.len() + more, 0),
             Self::Empty => words.clear(),
             Self::Zero => words.fill(0),
-            Self::Echo => words.iter_mut().zip(request.iter().cycle()).for_each(|(to, x)| *to = *x),
+            Self::Echo => words
+                .iter_mut()
+                .zip(request.iter().cycle())
+                .for_each(|(to, x)| *to = *x),
             Self::OtherWeights(model) => {
                 let cpu = Cpu::new(std::num::NonZeroUsize::MIN).expect("one thread");
                 let loaded = cpu.load(model).expect("a model");
