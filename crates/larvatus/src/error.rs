@@ -168,7 +168,8 @@ pub enum InferError {
         /// The first layer concerned.
         layer: LayerId,
     },
-    /// Work on the trusted side failed.
+    /// Work on the trusted side failed. As with a value that is not finite, the rest of the plan ran
+    /// on zeros, because whether it fails may depend on the input.
     #[error("local part of the network: {message}")]
     Local {
         /// What the graph engine says.

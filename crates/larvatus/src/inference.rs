@@ -28,8 +28,8 @@ pub(crate) struct Inference {
     plan: Arc<Plan>,
     values: Vec<Option<Value>>,
     round: usize,
-    /// The first layer whose input was not finite; from there on zeros were sent.
-    not_finite: Option<LayerId>,
+    /// What went wrong first; from there on zeros were sent.
+    failed: Option<InferError>,
 }
 
 /// The elements of an upload in the layer's order, and their magnitudes where they are known.
@@ -75,22 +75,28 @@ impl Inference {
             plan,
             values,
             round: 0,
-            not_finite: None,
+            failed: None,
         })
     }
 
     /// Does the local work up to the next round.
+    ///
+    /// Local work may fail for some inputs and not for others, so a failure goes on with zeros and
+    /// is told at the end: the worker sees the same rounds either way.
     pub(crate) fn advance(&mut self) -> Result<Next, InferError> {
         let plan = Arc::clone(&self.plan);
         if let Some(Some(segment)) = plan.cut().segments.get(self.round) {
-            self.run(segment)?;
+            if let Err(why) = self.run(segment) {
+                self.failed.get_or_insert(why);
+                self.blank(segment);
+            }
         }
         self.forget(2 * self.round);
         if self.round < plan.rounds().len() {
             return Ok(Next::Round(self.round));
         }
-        if let Some(layer) = self.not_finite {
-            return Err(InferError::NotFinite { layer });
+        if let Some(why) = &self.failed {
+            return Err(why.clone());
         }
         let outputs = plan
             .cut()
@@ -117,6 +123,19 @@ impl Inference {
                 .map(|tensor| Value::from(Arc::clone(tensor)));
         }
         Ok(())
+    }
+
+    /// Zeros for what a segment should have made. What goes out, and what is added to an answer,
+    /// has a shape that the plan knows; anything else may be missing.
+    fn blank(&mut self, segment: &Segment) {
+        let model = segment.plan.model();
+        for (slot, outlet) in segment.outputs.iter().zip(&model.outputs) {
+            let zeros = model.outlet_fact(*outlet).ok().and_then(|fact| {
+                let shape = fact.shape.as_concrete()?;
+                Tensor::zero_dt(fact.datum_type, shape).ok()
+            });
+            self.values[slot.0] = zeros.map(|zeros| Value::from(Arc::new(zeros)));
+        }
     }
 
     fn value(&self, slot: Slot) -> Result<&Value, InferError> {
@@ -168,12 +187,12 @@ impl Inference {
 
     /// Notes that a value on its way to `layer` was not finite.
     pub(crate) fn poison(&mut self, layer: LayerId) {
-        self.not_finite.get_or_insert(layer);
+        self.failed.get_or_insert(InferError::NotFinite { layer });
     }
 
     /// Whether zeros are sent from here on.
     pub(crate) fn is_poisoned(&self) -> bool {
-        self.not_finite.is_some()
+        self.failed.is_some()
     }
 
     /// Takes the opened answers of the round's calls, in their order, and goes on to the next.
