@@ -12,6 +12,7 @@ use crate::claim::{Hidden, hide_upload, open};
 use crate::error::{InferError, InputError, WorkerMisbehaved};
 use crate::inference::{Inference, Next};
 use crate::plan::Plan;
+use crate::policy::Hiding;
 use crate::secret::{Checks, Masks, RoundSecrets, Unmask};
 use crate::tensor::Tensor;
 
@@ -96,7 +97,12 @@ impl Flight {
             Some(secrets) => (secrets.tickets, secrets.unmasks),
             None => (Vec::new(), Vec::new()),
         };
-        if masks.is_some() && tickets.len() != planned.uploads.len() {
+        // What the plan demands decides, not which keys are at hand.
+        let hides = match self.plan.policy().hiding {
+            Hiding::Field => true,
+            Hiding::Clear => false,
+        };
+        if hides && (masks.is_none() || tickets.len() != planned.uploads.len()) {
             return Err(InferError::Local {
                 message: "an upload without a ticket".to_owned(),
             });
@@ -187,6 +193,12 @@ impl Flight {
                 .residual
                 .map(|slot| self.inference.floats(slot))
                 .transpose()?;
+            let vectors = checks.layer(*id).map_or(0, |checks| checks.v.len());
+            if vectors != self.plan.repetitions() {
+                return Err(InferError::Local {
+                    message: "an answer without its check vectors".to_owned(),
+                });
+            }
             let unmask = unmasks.next();
             let hidden = &awaited.hidden[*from];
             answers.push(open(
