@@ -28,6 +28,7 @@ test: check
 		cargo test --workspace --all-targets --locked; \
 	fi
 	cargo test --workspace --doc --locked
+	target/debug/conformance $(CACHE)/onnx-node --quiet
 
 # Form: formatting, lints, documentation, licences, directions of dependencies.
 check:

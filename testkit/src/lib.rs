@@ -4,12 +4,14 @@
 //!   reads them,
 //! * [`pair`]: a session and a worker in virtual time, over links that delay, lose and repeat,
 //! * [`adversary`]: workers that lie, each in its own way,
+//! * [`conformance`]: the operator cases of the ONNX project,
 //! * [`chance`]: numbers that look random and are the same in every run.
 
 #![forbid(unsafe_code)]
 
 pub mod adversary;
 pub mod chance;
+pub mod conformance;
 pub mod models;
 pub mod onnx;
 pub mod pair;

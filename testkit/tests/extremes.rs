@@ -6,7 +6,7 @@ use larvatus::error::{InferError, InputError};
 use larvatus::exact::{LayerTrace, LocalError, run_exact, run_exact_observed};
 use larvatus::model::linear::StaysLocal;
 use larvatus::plan::Plan;
-use larvatus::policy::{Hiding, Policy, WeightBits};
+use larvatus::policy::{Hiding, Policy};
 use larvatus::session::Session;
 use larvatus::tensor::{Tensor, floats};
 use larvatus_kernels::field::{Fp, HALF};

@@ -17,7 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use larvatus_proto::digest::Digest;
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::DimLike;
+use tract_onnx::tract_core::internal::{DimLike, TDim};
+use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 use tract_onnx::{onnx, pb};
 
@@ -261,8 +262,21 @@ fn typed(
             .set_input_fact(ix, InferenceFact::dt_shape(datum, shape))
             .map_err(|err| engine(&err))?;
     }
-    let typed = model.into_typed().map_err(|err| engine(&err))?;
+    let mut typed = model.into_typed().map_err(|err| engine(&err))?;
+    plain_outputs(&mut typed).map_err(|err| engine(&err))?;
     typed.into_decluttered().map_err(|err| engine(&err))
+}
+
+/// The engine keeps sizes of tensors as dimensions; where one is an output, ONNX wants an integer.
+fn plain_outputs(graph: &mut TypedModel) -> TractResult<()> {
+    let mut outputs = graph.outputs.to_vec();
+    for (ix, outlet) in outputs.iter_mut().enumerate() {
+        if graph.outlet_fact(*outlet)?.datum_type == TDim::datum_type() {
+            let name = format!("{}.output{ix}.integer", graph.node(outlet.node).name);
+            *outlet = graph.wire_node(name, cast(DatumType::I64), &[*outlet])?[0];
+        }
+    }
+    graph.select_output_outlets(&outputs)
 }
 
 /// The declared shape, an open first dimension taken as one.

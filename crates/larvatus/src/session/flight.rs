@@ -98,7 +98,7 @@ impl Flight {
             None => (Vec::new(), Vec::new()),
         };
         // What the plan demands decides, not which keys are at hand.
-        let hides = match self.plan.policy().hiding {
+        let hides = match self.plan.policy().hiding() {
             Hiding::Field => true,
             Hiding::Clear => false,
         };

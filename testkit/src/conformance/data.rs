@@ -1,0 +1,200 @@
+//! Tensors as the suite stores them.
+//!
+//! Decoded here and not by the graph engine, so that an error of its decoder cannot hide itself.
+
+use half::f16;
+use larvatus::tensor::{Datum, Tensor};
+use tract_onnx::pb::TensorProto;
+use tract_onnx::pb::tensor_proto::DataType;
+
+/// Decodes a stored tensor.
+///
+/// # Errors
+/// What is not supported about it.
+pub fn tensor(proto: &TensorProto) -> Result<Tensor, String> {
+    let kind = DataType::try_from(proto.data_type)
+        .map_err(|_| format!("element type {}", proto.data_type))?;
+    let shape = proto
+        .dims
+        .iter()
+        .map(|dim| usize::try_from(*dim).map_err(|_| format!("dimension {dim}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    let from = Stored { proto, shape };
+    // The fields that small types share hold one element an entry.
+    match kind {
+        DataType::Float => from.tensor(f32::from_le_bytes, &proto.float_data, |v| v),
+        DataType::Double => from.tensor(f64::from_le_bytes, &proto.double_data, |v| v),
+        DataType::Float16 => from.tensor(
+            |bytes| f16::from_bits(u16::from_le_bytes(bytes)),
+            &proto.int32_data,
+            |v| f16::from_bits(v as u16),
+        ),
+        DataType::Int8 => from.tensor(i8::from_le_bytes, &proto.int32_data, |v| v as i8),
+        DataType::Int16 => from.tensor(i16::from_le_bytes, &proto.int32_data, |v| v as i16),
+        DataType::Int32 => from.tensor(i32::from_le_bytes, &proto.int32_data, |v| v),
+        DataType::Int64 => from.tensor(i64::from_le_bytes, &proto.int64_data, |v| v),
+        DataType::Uint8 => from.tensor(u8::from_le_bytes, &proto.int32_data, |v| v as u8),
+        DataType::Uint16 => from.tensor(u16::from_le_bytes, &proto.int32_data, |v| v as u16),
+        DataType::Uint32 => from.tensor(u32::from_le_bytes, &proto.uint64_data, |v| v as u32),
+        DataType::Uint64 => from.tensor(u64::from_le_bytes, &proto.uint64_data, |v| v),
+        DataType::Bool => from.tensor(|[byte]| byte != 0, &proto.int32_data, |v| v != 0),
+        DataType::String => {
+            let text = |bytes: &Vec<u8>| {
+                String::from_utf8(bytes.clone()).map_err(|_| "text that is not UTF-8".to_owned())
+            };
+            let texts = proto
+                .string_data
+                .iter()
+                .map(text)
+                .collect::<Result<Vec<_>, _>>()?;
+            let array = tract_onnx::prelude::tract_ndarray::ArrayD::from_shape_vec(
+                from.shape.clone(),
+                texts,
+            );
+            array.map(Tensor::from).map_err(|err| err.to_string())
+        }
+        other => Err(format!(
+            "element type {}",
+            other.as_str_name().to_lowercase()
+        )),
+    }
+}
+
+struct Stored<'a> {
+    proto: &'a TensorProto,
+    shape: Vec<usize>,
+}
+
+impl Stored<'_> {
+    fn tensor<T: Datum + Copy, F: Copy, const N: usize>(
+        &self,
+        raw: impl Fn([u8; N]) -> T,
+        field: &[F],
+        listed: impl Fn(F) -> T,
+    ) -> Result<Tensor, String> {
+        let (chunks, rest) = self.proto.raw_data.as_chunks::<N>();
+        if !rest.is_empty() {
+            return Err(format!(
+                "{} bytes of elements of {N} bytes",
+                self.proto.raw_data.len()
+            ));
+        }
+        let values: Vec<T> = if chunks.is_empty() {
+            field.iter().copied().map(listed).collect()
+        } else {
+            chunks.iter().copied().map(raw).collect()
+        };
+        self.finish(&values)
+    }
+
+    fn finish<T: Datum + Copy>(&self, values: &[T]) -> Result<Tensor, String> {
+        if self.shape.iter().product::<usize>() != values.len() {
+            return Err(format!(
+                "{} elements in shape {:?}",
+                values.len(),
+                self.shape
+            ));
+        }
+        Tensor::from_shape(&self.shape, values).map_err(|err| err.to_string())
+    }
+}
+
+/// How far a float may be from the suite's answer: `|got − wanted| ≤ absolute + relative·|wanted|`.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Relative to the wanted value.
+    pub relative: f64,
+    /// In any case.
+    pub absolute: f64,
+}
+
+impl Tolerance {
+    /// That of the suite's own runner (relative 1e-3, absolute 1e-7), but for the absolute part,
+    /// which no engine with another order of summation meets at 1e-7; half floats have a step of
+    /// 1e-3 themselves.
+    pub fn of(tensor: &Tensor) -> Self {
+        if tensor.datum_type() == f16::datum_type() {
+            Self {
+                relative: 1e-2,
+                absolute: 1e-3,
+            }
+        } else {
+            Self {
+                relative: 1e-3,
+                absolute: 1e-5,
+            }
+        }
+    }
+}
+
+/// Compares an answer with the suite's; `Err` says the first difference.
+///
+/// Integers, truth values and texts must be equal, floats within [`Tolerance`]; NaN equals NaN.
+///
+/// # Errors
+/// What differs.
+pub fn compare(got: &Tensor, wanted: &Tensor) -> Result<(), String> {
+    let tolerance = Tolerance::of(wanted);
+    same_form(got, wanted)?;
+    if let (Some(got), Some(wanted)) = (doubles(got), doubles(wanted)) {
+        let far = |(got, wanted): (&f64, &f64)| {
+            let allowed = tolerance.absolute + tolerance.relative * wanted.abs();
+            let near = (got - wanted).abs() <= allowed || got == wanted;
+            !(near || (got.is_nan() && wanted.is_nan()))
+        };
+        return match got.iter().zip(&wanted).position(|pair| far(pair)) {
+            None => Ok(()),
+            Some(ix) => Err(format!(
+                "element {ix} is {}, wanted {}",
+                got[ix], wanted[ix]
+            )),
+        };
+    }
+    if got == wanted {
+        Ok(())
+    } else {
+        Err("elements differ".to_owned())
+    }
+}
+
+/// Compares type and shape.
+///
+/// # Errors
+/// What differs.
+pub fn same_form(got: &Tensor, wanted: &Tensor) -> Result<(), String> {
+    if got.datum_type() != wanted.datum_type() {
+        let (got, wanted) = (got.datum_type(), wanted.datum_type());
+        return Err(format!("type {got:?}, wanted {wanted:?}"));
+    }
+    if got.shape() != wanted.shape() {
+        return Err(format!(
+            "shape {:?}, wanted {:?}",
+            got.shape(),
+            wanted.shape()
+        ));
+    }
+    Ok(())
+}
+
+/// Whether two tensors have the same bits, NaN included.
+pub fn same_bits(one: &Tensor, other: &Tensor) -> bool {
+    if same_form(one, other).is_err() {
+        return false;
+    }
+    match (one.as_plain_ram(), other.as_plain_ram()) {
+        (Some(a), Some(b)) if one.datum_type().is_copy() => a.as_bytes() == b.as_bytes(),
+        _ => one == other,
+    }
+}
+
+/// The elements of a float tensor.
+pub fn doubles(tensor: &Tensor) -> Option<Vec<f64>> {
+    let plain = tensor.as_plain_ram()?;
+    if let Ok(values) = plain.as_slice::<f32>() {
+        return Some(values.iter().copied().map(f64::from).collect());
+    }
+    if let Ok(values) = plain.as_slice::<f16>() {
+        return Some(values.iter().copied().map(f64::from).collect());
+    }
+    plain.as_slice::<f64>().ok().map(<[f64]>::to_vec)
+}
