@@ -23,7 +23,10 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
 use tract_onnx::{onnx, pb};
 
 /// Largest tensor that a model may declare, in elements.
-pub const MAX_ELEMENTS: usize = 1 << 31;
+pub const MAX_ELEMENTS: usize = 1 << 29;
+
+/// Largest number among a window's attributes: its sides, steps and padding.
+const MAX_EXTENT: u64 = 1 << 16;
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +123,7 @@ impl Model {
             ModelError::Engine { .. } => guarded(|| typed(&proto, shapes, true)).map_err(|_| first),
             other => Err(other),
         })?;
+        check_facts(&graph)?;
         let port = |outlet: OutletId, name: Option<&String>| {
             let fact = graph.outlet_fact(outlet).ok();
             Port {
@@ -314,6 +318,52 @@ fn closed_shape(name: &str, fact: &InferenceFact) -> Result<Vec<usize>, ModelErr
         .collect()
 }
 
+/// Holds every tensor that the graph will make against [`MAX_ELEMENTS`]: a window of a few bytes
+/// can ask for more than any declaration.
+fn check_facts(graph: &TypedModel) -> Result<(), ModelError> {
+    for node in &graph.nodes {
+        for output in &node.outputs {
+            let Some(shape) = output.fact.shape.as_concrete() else { continue };
+            let dims: Vec<i64> =
+                shape.iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
+            elements(&node.name, &dims)?;
+        }
+    }
+    Ok(())
+}
+
+/// Holds what a window's attributes say against [`MAX_EXTENT`]; the engine does not.
+fn check_window(node: &pb::NodeProto) -> Result<(), ModelError> {
+    const WINDOW: [&str; 5] = ["dilations", "kernel_shape", "output_padding", "pads", "strides"];
+    let mut windows = node.attribute.iter().filter(|attribute| WINDOW.contains(&attribute.name.as_str()));
+    windows.try_for_each(|window| within_extent(node, &window.name, &window.ints))
+}
+
+fn within_extent(node: &pb::NodeProto, what: &str, numbers: &[i64]) -> Result<(), ModelError> {
+    match numbers.iter().find(|number| number.unsigned_abs() > MAX_EXTENT) {
+        None => Ok(()),
+        Some(beyond) => Err(ModelError::Tensor {
+            tensor: node.name.clone(),
+            problem: format!("{what} of {beyond}, at most {MAX_EXTENT} are taken"),
+        }),
+    }
+}
+
+/// The integers of a constant that stands in the file, as an initializer or as a node.
+fn constant(graph: &pb::GraphProto, name: &str) -> Option<Vec<i64>> {
+    let node = || {
+        let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == name))?;
+        let value = node.attribute.iter().find(|attribute| attribute.name == "value")?;
+        value.t.as_ref().filter(|_| node.op_type == "Constant")
+    };
+    let tensor = graph.initializer.iter().find(|tensor| tensor.name == name).or_else(node)?;
+    if tensor.raw_data.is_empty() {
+        return Some(tensor.int64_data.clone());
+    }
+    let words = tensor.raw_data.as_chunks::<8>().0;
+    Some(words.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
+}
+
 /// Holds every declared tensor against [`MAX_ELEMENTS`] before anything is allocated for it.
 fn check_tensors(proto: &pb::ModelProto) -> Result<(), ModelError> {
     let Some(graph) = &proto.graph else {
@@ -323,6 +373,7 @@ fn check_tensors(proto: &pb::ModelProto) -> Result<(), ModelError> {
     };
     let mut graphs = vec![graph];
     while let Some(graph) = graphs.pop() {
+        graph.node.iter().try_for_each(check_window)?;
         let constants = graph.node.iter().flat_map(|node| &node.attribute);
         graphs.extend(
             constants
@@ -330,33 +381,24 @@ fn check_tensors(proto: &pb::ModelProto) -> Result<(), ModelError> {
                 .filter_map(|attribute| attribute.g.as_ref()),
         );
         let constants = constants.filter_map(|attribute| attribute.t.as_ref());
-        graph
-            .initializer
-            .iter()
-            .chain(constants)
-            .try_for_each(check_tensor)?;
-        for node in graph
-            .node
-            .iter()
-            .filter(|node| node.op_type == "ConstantOfShape")
-        {
-            let shape = node
-                .input
-                .first()
-                .and_then(|name| graph.initializer.iter().find(|tensor| tensor.name == *name));
-            if let Some(shape) = shape {
-                let dims: Vec<i64> = if shape.raw_data.is_empty() {
-                    shape.int64_data.clone()
-                } else {
-                    shape
-                        .raw_data
-                        .as_chunks::<8>()
-                        .0
-                        .iter()
-                        .map(|bytes| i64::from_le_bytes(*bytes))
-                        .collect()
-                };
-                elements(&node.name, &dims)?;
+        graph.initializer.iter().chain(constants).try_for_each(check_tensor)?;
+        for node in &graph.node {
+            let ints = |input: usize| node.input.get(input).and_then(|name| constant(graph, name));
+            match node.op_type.as_str() {
+                "ConstantOfShape" => {
+                    if let Some(dims) = ints(0) {
+                        elements(&node.name, &dims)?;
+                    }
+                }
+                "Expand" => {
+                    let dims = ints(1).unwrap_or_default();
+                    let dims: Vec<i64> = dims.into_iter().map(|dim| dim.max(1)).collect();
+                    elements(&node.name, &dims)?;
+                }
+                // The engine pads constants while it loads, and memory that it does not get there
+                // ends the process.
+                "Pad" => within_extent(node, "pads", &ints(1).unwrap_or_default())?,
+                _ => {}
             }
         }
         for port in graph
