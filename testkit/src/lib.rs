@@ -4,6 +4,7 @@
 //!   reads them,
 //! * [`pair`]: a session and a worker in virtual time, over links that delay, lose and repeat,
 //! * [`adversary`]: workers that lie, each in its own way,
+//! * [`fuzzing`]: what fuzz targets do with bytes,
 //! * [`conformance`]: the operator cases of the ONNX project,
 //! * [`chance`]: numbers that look random and are the same in every run.
 
@@ -12,6 +13,7 @@
 pub mod adversary;
 pub mod chance;
 pub mod conformance;
+pub mod fuzzing;
 pub mod models;
 pub mod onnx;
 pub mod pair;

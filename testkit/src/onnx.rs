@@ -40,18 +40,18 @@ impl Message {
 pub struct Attribute(Message);
 
 impl Attribute {
-    fn new(name: &str, kind: i64) -> Message {
+    fn message(name: &str, kind: i64) -> Message {
         Message::default().bytes(1, name.as_bytes()).int(20, kind)
     }
 
     /// A float.
     pub fn float(name: &str, value: f32) -> Self {
-        Self(Self::new(name, 1).float(2, value))
+        Self(Self::message(name, 1).float(2, value))
     }
 
     /// An integer.
     pub fn int(name: &str, value: i64) -> Self {
-        Self(Self::new(name, 2).int(3, value))
+        Self(Self::message(name, 2).int(3, value))
     }
 
     /// A list of integers.
@@ -59,13 +59,15 @@ impl Attribute {
         Self(
             values
                 .iter()
-                .fold(Self::new(name, 7), |message, value| message.int(8, *value)),
+                .fold(Self::message(name, 7), |message, value| {
+                    message.int(8, *value)
+                }),
         )
     }
 
     /// A graph: the branch of an `If`.
     pub fn graph(name: &str, graph: &Graph) -> Self {
-        Self(Self::new(name, 5).bytes(6, &graph.message.0))
+        Self(Self::message(name, 5).bytes(6, &graph.message.0))
     }
 }
 

@@ -323,9 +323,13 @@ fn closed_shape(name: &str, fact: &InferenceFact) -> Result<Vec<usize>, ModelErr
 fn check_facts(graph: &TypedModel) -> Result<(), ModelError> {
     for node in &graph.nodes {
         for output in &node.outputs {
-            let Some(shape) = output.fact.shape.as_concrete() else { continue };
-            let dims: Vec<i64> =
-                shape.iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
+            let Some(shape) = output.fact.shape.as_concrete() else {
+                continue;
+            };
+            let dims: Vec<i64> = shape
+                .iter()
+                .map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX))
+                .collect();
             elements(&node.name, &dims)?;
         }
     }
@@ -334,13 +338,25 @@ fn check_facts(graph: &TypedModel) -> Result<(), ModelError> {
 
 /// Holds what a window's attributes say against [`MAX_EXTENT`]; the engine does not.
 fn check_window(node: &pb::NodeProto) -> Result<(), ModelError> {
-    const WINDOW: [&str; 5] = ["dilations", "kernel_shape", "output_padding", "pads", "strides"];
-    let mut windows = node.attribute.iter().filter(|attribute| WINDOW.contains(&attribute.name.as_str()));
+    const WINDOW: [&str; 5] = [
+        "dilations",
+        "kernel_shape",
+        "output_padding",
+        "pads",
+        "strides",
+    ];
+    let mut windows = node
+        .attribute
+        .iter()
+        .filter(|attribute| WINDOW.contains(&attribute.name.as_str()));
     windows.try_for_each(|window| within_extent(node, &window.name, &window.ints))
 }
 
 fn within_extent(node: &pb::NodeProto, what: &str, numbers: &[i64]) -> Result<(), ModelError> {
-    match numbers.iter().find(|number| number.unsigned_abs() > MAX_EXTENT) {
+    match numbers
+        .iter()
+        .find(|number| number.unsigned_abs() > MAX_EXTENT)
+    {
         None => Ok(()),
         Some(beyond) => Err(ModelError::Tensor {
             tensor: node.name.clone(),
@@ -352,16 +368,31 @@ fn within_extent(node: &pb::NodeProto, what: &str, numbers: &[i64]) -> Result<()
 /// The integers of a constant that stands in the file, as an initializer or as a node.
 fn constant(graph: &pb::GraphProto, name: &str) -> Option<Vec<i64>> {
     let node = || {
-        let node = graph.node.iter().find(|node| node.output.iter().any(|output| output == name))?;
-        let value = node.attribute.iter().find(|attribute| attribute.name == "value")?;
+        let node = graph
+            .node
+            .iter()
+            .find(|node| node.output.iter().any(|output| output == name))?;
+        let value = node
+            .attribute
+            .iter()
+            .find(|attribute| attribute.name == "value")?;
         value.t.as_ref().filter(|_| node.op_type == "Constant")
     };
-    let tensor = graph.initializer.iter().find(|tensor| tensor.name == name).or_else(node)?;
+    let tensor = graph
+        .initializer
+        .iter()
+        .find(|tensor| tensor.name == name)
+        .or_else(node)?;
     if tensor.raw_data.is_empty() {
         return Some(tensor.int64_data.clone());
     }
     let words = tensor.raw_data.as_chunks::<8>().0;
-    Some(words.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
+    Some(
+        words
+            .iter()
+            .map(|bytes| i64::from_le_bytes(*bytes))
+            .collect(),
+    )
 }
 
 /// Holds every declared tensor against [`MAX_ELEMENTS`] before anything is allocated for it.
@@ -381,7 +412,11 @@ fn check_tensors(proto: &pb::ModelProto) -> Result<(), ModelError> {
                 .filter_map(|attribute| attribute.g.as_ref()),
         );
         let constants = constants.filter_map(|attribute| attribute.t.as_ref());
-        graph.initializer.iter().chain(constants).try_for_each(check_tensor)?;
+        graph
+            .initializer
+            .iter()
+            .chain(constants)
+            .try_for_each(check_tensor)?;
         for node in &graph.node {
             let ints = |input: usize| node.input.get(input).and_then(|name| constant(graph, name));
             match node.op_type.as_str() {

@@ -1,0 +1,408 @@
+//! What fuzz targets do with bytes, as plain functions: a fuzzer calls them, and so does a test that
+//! replays the committed corpus and [`Mutations`] of it on a stable toolchain.
+//!
+//! Each panics where a promise is broken, and only there.
+
+use larvatus::model::Model;
+use larvatus::plan::Plan;
+use larvatus::policy::{Hiding, Integrity, Policy};
+use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header, MAX_HEAD, Reply, Request};
+use larvatus_proto::program::Program;
+use larvatus_worker::Limits;
+
+use crate::chance::Chance;
+
+/// Larger files are not tried: they take longer and find the same.
+const LARGEST_MODEL: usize = 1 << 16;
+
+/// Loads a model and plans it: no panic escapes.
+///
+/// # Panics
+/// Where one does.
+pub fn onnx_load(bytes: &[u8]) {
+    if bytes.len() > LARGEST_MODEL {
+        return;
+    }
+    if let Ok(model) = Model::load(bytes, &[]) {
+        let _ = Plan::new(&model, &Policy::default());
+    }
+}
+
+/// Reads a frame as a link does, then as a request and as a reply: what is one is written again as
+/// the very bytes that came, and no length exceeds its limit.
+///
+/// # Panics
+/// Where that is not so.
+pub fn frame_decode(bytes: &[u8]) {
+    const LIMITS: FrameLimits = FrameLimits {
+        head: MAX_HEAD,
+        words: 1 << 16,
+    };
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
+        return;
+    };
+    let Ok(decoded) = Header::decode(*header, LIMITS) else {
+        return;
+    };
+    assert!(decoded.head <= LIMITS.head && decoded.words <= LIMITS.words);
+    let Some((head, payload)) = rest.split_at_checked(decoded.head) else {
+        return;
+    };
+    let (words, _) = payload.as_chunks::<4>();
+    let Some(words) = words.get(..decoded.words) else {
+        return;
+    };
+    let words = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let frame = Frame {
+        kind: decoded.kind,
+        head: head.to_vec(),
+        words,
+    };
+    assert_eq!(frame.header(), *header);
+    if let Ok(request) = Request::from_frame(frame.clone()) {
+        assert_eq!(request.into_frame(), frame);
+    }
+    if let Ok(reply) = Reply::from_frame(frame.clone()) {
+        assert_eq!(reply.into_frame(), frame);
+    }
+}
+
+/// Reads a program: what is one has these bytes as its only encoding, and a worker can hold it
+/// against its limits.
+///
+/// # Panics
+/// Where that is not so.
+pub fn program_decode(bytes: &[u8]) {
+    let Ok(program) = Program::decode(bytes) else {
+        return;
+    };
+    assert_eq!(program.encode(), bytes);
+    if Limits::default().admit(&program).is_ok() {
+        let most = Limits::default().round_words;
+        for round in program.rounds() {
+            assert!(program.request_words(round) <= most && program.answer_words(round) <= most);
+        }
+    }
+    let _ = program.weight_bytes();
+}
+
+/// Reads a policy: none gives up a guarantee without the word for it.
+///
+/// # Panics
+/// Where one does.
+pub fn policy_parse(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let Ok(policy) = Policy::from_toml(text) else {
+        return;
+    };
+    // An escape in a string may spell a word otherwise.
+    let says = |word: &str| text.contains(word) || text.contains('\\');
+    assert!(policy.hiding() == Hiding::Field || says("clear-input"));
+    match policy.integrity() {
+        Integrity::Unverified => assert!(says("unverified")),
+        Integrity::Checked { bits } => assert!(bits > 0),
+    }
+    assert!(policy.lifetime > 0);
+}
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Name of its binary and its corpus.
+    pub name: &'static str,
+    /// What it does with bytes.
+    pub run: fn(&[u8]),
+    /// Whether its bytes are a protocol buffers message, of which fields are altered too.
+    pub message: bool,
+}
+
+/// All targets.
+pub const TARGETS: [Target; 4] = [
+    Target {
+        name: "frame_decode",
+        run: frame_decode,
+        message: false,
+    },
+    Target {
+        name: "onnx_load",
+        run: onnx_load,
+        message: true,
+    },
+    Target {
+        name: "policy_parse",
+        run: policy_parse,
+        message: false,
+    },
+    Target {
+        name: "program_decode",
+        run: program_decode,
+        message: false,
+    },
+];
+
+/// Seeds altered at random: an endless iterator, the same in every run.
+#[derive(Clone, Debug)]
+pub struct Mutations<'a> {
+    seeds: &'a [Vec<u8>],
+    message: bool,
+    chance: Chance,
+}
+
+impl<'a> Mutations<'a> {
+    /// Mutations of these seeds for a target.
+    pub fn new(target: &Target, seeds: &'a [Vec<u8>], seed: u64) -> Self {
+        Self {
+            seeds,
+            message: target.message,
+            chance: Chance::new(seed),
+        }
+    }
+
+    fn any(&mut self) -> &'a [u8] {
+        match self.seeds {
+            [] => &[],
+            seeds => &seeds[self.chance.below(seeds.len())],
+        }
+    }
+
+    fn mutate(&mut self, case: &mut Vec<u8>) {
+        let at = self.chance.below(case.len());
+        let length = 1 + self
+            .chance
+            .below(16.min(case.len().saturating_sub(at + 1)).max(1));
+        let end = (at + length).min(case.len());
+        match self.chance.below(8) {
+            0 => case.truncate(at),
+            1 => drop(case.drain(at..end)),
+            2 => {
+                let again = case[at..end].to_vec();
+                case.splice(at..at, again);
+            }
+            3 => {
+                let other = self.any();
+                let from = self.chance.below(other.len());
+                case.truncate(at);
+                case.extend_from_slice(&other[from..]);
+            }
+            4 => {
+                // A long number, as protocol buffers write one.
+                let bytes = 1 + self.chance.below(9);
+                let mut number = vec![0xff; bytes];
+                number.push(self.chance.below(128) as u8);
+                case.splice(at..end, number);
+            }
+            5 => {
+                const EDGES: [u8; 6] = [0, 1, 0x7f, 0x80, 0xfe, 0xff];
+                let edge = EDGES[self.chance.below(EDGES.len())];
+                case[at..end].fill(edge);
+            }
+            6 => {
+                let byte = self.chance.bits() as u8;
+                case[at..end].iter_mut().take(1).for_each(|to| *to = byte);
+            }
+            _ => {
+                let bit = self.chance.below(8);
+                case[at..end]
+                    .iter_mut()
+                    .take(1)
+                    .for_each(|to| *to ^= 1 << bit);
+            }
+        }
+    }
+
+    /// A message with one of its fields altered, the lengths around it right; `None` where the
+    /// bytes are no message.
+    fn restructure(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        let mut fields = fields(message)?;
+        let at = self.chance.below(fields.len());
+        let other = self.chance.below(fields.len());
+        match self.chance.below(20) {
+            0 => drop(fields.remove(at)),
+            1 => fields.insert(at, fields[other].clone()),
+            2 => fields.swap(at, other),
+            3 => fields[at].1 = fields[other].1.clone(),
+            _ => {
+                let mut value = fields[at].1.clone();
+                match &mut value {
+                    Value::Number(number) => *number = self.number(*number),
+                    Value::Fixed(bytes) => self.overwrite(bytes),
+                    Value::Bytes(bytes) => {
+                        let inner = self.restructure(bytes).filter(|_| bytes.len() > 2);
+                        match inner.filter(|_| self.chance.happens(950)) {
+                            Some(inner) => *bytes = inner,
+                            None if self.chance.happens(300) => {
+                                let word = WORDS[self.chance.below(WORDS.len())];
+                                *bytes = word.as_bytes().to_vec();
+                            }
+                            None => self.mutate(bytes),
+                        }
+                    }
+                }
+                fields[at].1 = value;
+            }
+        }
+        Some(
+            fields
+                .iter()
+                .flat_map(|(tag, value)| value.encode(*tag))
+                .collect(),
+        )
+    }
+
+    fn number(&mut self, number: u64) -> u64 {
+        let power = 1_u64 << self.chance.below(64);
+        match self.chance.below(6) {
+            0 => number.wrapping_add(1),
+            1 => number.wrapping_sub(1),
+            2 => power,
+            3 => power.wrapping_sub(1),
+            4 => power.wrapping_neg(),
+            _ => self.chance.below(20) as u64,
+        }
+    }
+
+    fn overwrite(&mut self, bytes: &mut [u8]) {
+        let at = self.chance.below(bytes.len());
+        let byte = self.chance.bits() as u8;
+        bytes[at..].iter_mut().take(1).for_each(|to| *to = byte);
+    }
+}
+
+/// Words that mean something in a model: operators and attributes, above all those that make
+/// tensors of any size.
+const WORDS: [&str; 32] = [
+    "",
+    "AveragePool",
+    "BatchNormalization",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "ConvTranspose",
+    "CumSum",
+    "DequantizeLinear",
+    "Einsum",
+    "Expand",
+    "Gather",
+    "Gemm",
+    "LSTM",
+    "Loop",
+    "MatMul",
+    "NonZero",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Reshape",
+    "Resize",
+    "Scan",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Tile",
+    "TopK",
+    "Transpose",
+    "Unsqueeze",
+    "value",
+];
+
+/// A value of a protocol buffers field.
+#[derive(Clone, Debug)]
+enum Value {
+    Number(u64),
+    Fixed(Vec<u8>),
+    Bytes(Vec<u8>),
+}
+
+impl Value {
+    fn encode(&self, tag: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(tag & !7 | self.wire(), &mut out);
+        match self {
+            Self::Number(number) => varint(*number, &mut out),
+            Self::Fixed(bytes) => out.extend(bytes),
+            Self::Bytes(bytes) => {
+                varint(bytes.len() as u64, &mut out);
+                out.extend(bytes);
+            }
+        }
+        out
+    }
+
+    fn wire(&self) -> u64 {
+        match self {
+            Self::Number(_) => 0,
+            Self::Bytes(_) => 2,
+            Self::Fixed(bytes) if bytes.len() == 8 => 1,
+            Self::Fixed(_) => 5,
+        }
+    }
+}
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// The fields of a message; `None` where the bytes are none, or one without fields.
+fn fields(mut bytes: &[u8]) -> Option<Vec<(u64, Value)>> {
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let tag = take_varint(&mut bytes)?;
+        let value = match tag & 7 {
+            0 => Value::Number(take_varint(&mut bytes)?),
+            1 => Value::Fixed(take(&mut bytes, 8)?),
+            2 => {
+                let length = usize::try_from(take_varint(&mut bytes)?).ok()?;
+                Value::Bytes(take(&mut bytes, length)?)
+            }
+            5 => Value::Fixed(take(&mut bytes, 4)?),
+            _ => return None,
+        };
+        // A text may look like a message; a field's number is small.
+        if tag >> 3 == 0 || tag >> 3 > 30 {
+            return None;
+        }
+        fields.push((tag, value));
+    }
+    (!fields.is_empty()).then_some(fields)
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take(bytes: &mut &[u8], count: usize) -> Option<Vec<u8>> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken.to_vec())
+}
+
+impl Iterator for Mutations<'_> {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let mut case = self.any().to_vec();
+        for _ in 0..=self.chance.below(4) {
+            if !self.message || self.chance.happens(100) {
+                self.mutate(&mut case);
+            } else if let Some(other) = self.restructure(&case) {
+                case = other;
+            }
+        }
+        Some(case)
+    }
+}
