@@ -118,9 +118,11 @@ fn transpose_conv(
     let pixels = conv.input[0] * conv.input[1];
     let spread = Spread::new(conv);
     let mut dense = vec![0; in_channels * pixels];
-    let mut taps_of = Zeroizing::new(vec![0; spatial * BLOCK.min(pixels)]);
-    for first in (0..pixels).step_by(BLOCK) {
-        let width = BLOCK.min(pixels - first);
+    // Fewer pixels at a time under a large kernel.
+    let block = (MOST_TAPS / spatial).clamp(1, BLOCK).min(pixels);
+    let mut taps_of = Zeroizing::new(vec![0; spatial * block]);
+    for first in (0..pixels).step_by(block) {
+        let width = block.min(pixels - first);
         for (tap, row) in taps_of.chunks_exact_mut(width).take(spatial).enumerate() {
             spread.fill(tap, first, &inner, row);
         }
@@ -167,58 +169,60 @@ fn transpose_matmul(
     Adjoint::Dense(dense)
 }
 
-/// Where each input coordinate is met, tap by tap.
-struct Spread {
-    /// Width of the input and of the output.
-    widths: [usize; 2],
-    /// Columns of the kernel.
-    columns: usize,
-    /// `[axis][tap][input coordinate]` → output coordinate, or `OUTSIDE`.
-    meets: [Vec<Vec<usize>>; 2],
+/// Which output pixel reads an input pixel through a tap: computed, as a table would have an entry for every tap and
+/// coordinate.
+struct Spread<'a> {
+    conv: &'a Conv,
+    /// Width of the output.
+    width: usize,
+    /// Height of the output.
+    height: usize,
 }
 
-impl Spread {
-    fn new(conv: &Valid<Conv>) -> Self {
-        let output = conv.output();
-        let meets = [0, 1].map(|axis| {
-            let tap = |k: usize| {
-                let mut meets = vec![OUTSIDE; conv.input[axis]];
-                for o in 0..output[axis] {
-                    if let Some(i) = super::scalar::source(conv, axis, o, k) {
-                        meets[i] = o;
-                    }
-                }
-                meets
-            };
-            (0..conv.kernel[axis]).map(tap).collect()
-        });
+impl<'a> Spread<'a> {
+    fn new(conv: &'a Valid<Conv>) -> Self {
+        let [height, width] = conv.output();
         Self {
-            widths: [conv.input[1], output[1]],
-            columns: conv.kernel[1],
-            meets,
+            conv,
+            width,
+            height,
         }
     }
 
     /// `row[i] = inner[output pixel that reads input pixel first + i through tap]`, 0 where none does.
     fn fill(&self, tap: usize, first: usize, inner: &[u32], row: &mut [u32]) {
-        let [in_width, out_width] = self.widths;
-        let vertical = &self.meets[0][tap / self.columns];
-        let horizontal = &self.meets[1][tap % self.columns];
+        let in_width = self.conv.input[1];
+        let (down, across) = (tap / self.conv.kernel[1], tap % self.conv.kernel[1]);
         let (mut iy, mut ix) = (first / in_width, first % in_width);
         let mut rest = row;
         while !rest.is_empty() {
             let run = rest.len().min(in_width - ix);
             let (line, tail) = rest.split_at_mut(run);
-            match vertical[iy] {
-                OUTSIDE => line.fill(0),
-                oy => {
-                    let source = &inner[oy * out_width..][..out_width];
-                    for (place, &ox) in line.iter_mut().zip(&horizontal[ix..]) {
-                        *place = source.get(ox).copied().unwrap_or(0);
-                    }
-                }
+            line.fill(0);
+            if let Some(oy) = self.reader(iy, down) {
+                self.fill_line(across, ix, &inner[oy * self.width..][..self.width], line);
             }
             (iy, ix, rest) = (iy + 1, 0, tail);
+        }
+    }
+
+    /// The output row that reads input row `iy` through tap row `down`.
+    fn reader(&self, iy: usize, down: usize) -> Option<usize> {
+        let ahead = (iy + self.conv.pad_begin[0]).checked_sub(down * self.conv.dilation[0])?;
+        let stride = self.conv.stride[0];
+        (ahead.is_multiple_of(stride) && ahead / stride < self.height).then(|| ahead / stride)
+    }
+
+    /// A part of an input row, from column `ix` on, from the output row that reads it.
+    fn fill_line(&self, across: usize, ix: usize, source: &[u32], line: &mut [u32]) {
+        let (stride, reach) = (self.conv.stride[1], across * self.conv.dilation[1]);
+        // Output column o reads input column o·stride + reach − padding.
+        let wanted = ix + self.conv.pad_begin[1];
+        let first = wanted.saturating_sub(reach).div_ceil(stride);
+        let start = first * stride + reach - wanted;
+        let places = line.iter_mut().skip(start).step_by(stride);
+        for (place, word) in places.zip(source.get(first..).unwrap_or_default()) {
+            *place = *word;
         }
     }
 }
@@ -371,5 +375,5 @@ const BLOCK: usize = 1024;
 /// Products summed before a fold: 255 · 65535 · 128 < 2³¹.
 const FOLD: usize = 255;
 
-/// No output coordinate reads this one.
-const OUTSIDE: usize = usize::MAX;
+/// Words of taps worked on at a time: 16 MiB, so four pixels under the largest kernel.
+const MOST_TAPS: usize = 1 << 22;
