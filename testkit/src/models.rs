@@ -35,9 +35,9 @@ impl Network {
     /// # Panics
     /// Where the network cannot be planned.
     pub fn plan(&self, hiding: Hiding) -> Arc<Plan> {
-        self.plan_for(&Policy {
-            hiding,
-            ..Policy::default()
+        self.plan_for(&match hiding {
+            Hiding::Field => Policy::default(),
+            Hiding::Clear => Policy::default().danger().clear_input(),
         })
     }
 

@@ -194,10 +194,7 @@ fn a_clone_of_a_process_that_draws_its_own_entropy_repeats_no_word() {
 #[test]
 fn another_plan_has_other_pads_even_from_the_same_entropy() {
     let (network, policy) = (small_cnn(1), Policy::default());
-    let other = Policy {
-        lifetime: 2_000_000,
-        ..Policy::default()
-    };
+    let other = Policy::from_toml("lifetime = 2_000_000").unwrap();
     let [one, two] = [&policy, &other].map(|policy| seen(&network, policy, [1; 32]));
     assert_eq!(shared(&one, &two), 0);
 }

@@ -123,9 +123,18 @@ impl Run {
         let link = Link::connect(&parsed, settings.answer_within)?;
         let session = Session::new(Arc::clone(plan), Entropy::new(entropy()?), settings.clone());
         let clock = Clock::start();
+        // Room for every answer that may be on its way, so that both sides can write at once.
+        let program = plan.worker_model().program();
+        let answers = program
+            .rounds()
+            .iter()
+            .map(|round| program.answer_words(round));
+        let largest = 4 * answers.max().unwrap_or(0) as u64 + 1024;
         let options = Options {
             write_timeout: settings.answer_within,
-            ..Options::default()
+            room: Options::default()
+                .room
+                .max(settings.window as u64 * largest),
         };
         let pump = Pump::new(link, clock, options)?;
         let cpu = Cpu {

@@ -91,6 +91,8 @@ pub struct Session {
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
     /// Replies that answered nothing that was open; a few are what retries cause.
     unasked: usize,
+    /// Requests sent again.
+    retries: usize,
     closing: bool,
 }
 
@@ -99,8 +101,9 @@ enum State {
     Welcome(Await),
     /// `Want` or `Ready`.
     Verdict(Await),
-    /// Sends the model; `next` is its next byte.
+    /// Sends the model from `start`; `next` is its next byte.
     Upload {
+        start: u64,
         next: u64,
         since: Now,
     },
@@ -156,6 +159,7 @@ impl Session {
             next_inference: 0,
             finished: VecDeque::new(),
             unasked: 0,
+            retries: 0,
             closing: false,
         }
     }
@@ -374,10 +378,16 @@ impl Session {
                 }
                 // A worker that wants the model again and again would keep us busy for ever.
                 self.unasked()?;
-                self.state = State::Upload {
-                    next: from,
-                    since: now,
-                };
+                // One lost chunk brings a wish for each chunk behind it; one of them is enough.
+                let resent = matches!(&self.state, State::Upload { start, next, .. }
+                    if *start == from && *next > from);
+                if !resent {
+                    self.state = State::Upload {
+                        start: from,
+                        next: from,
+                        since: now,
+                    };
+                }
             }
             (State::Verdict(_) | State::Upload { .. }, Reply::Ready { model }) => {
                 self.same_model(model)?;
@@ -420,7 +430,9 @@ impl Session {
 
     fn unasked(&mut self) -> Result<(), WorkerMisbehaved> {
         self.unasked += 1;
-        if self.unasked > PATIENCE {
+        // A link that repeats frames may answer each request of ours twice.
+        let calls = usize::try_from(self.next_call).unwrap_or(usize::MAX);
+        if self.unasked > PATIENCE.saturating_add(calls).saturating_add(self.retries) {
             return Err(WorkerMisbehaved::Flood {
                 frames: self.unasked,
             });
@@ -509,7 +521,7 @@ impl Machine for Session {
                 wait.send(now);
                 Some(offer(model).into_frame())
             }
-            State::Upload { next, since } => {
+            State::Upload { next, since, .. } => {
                 let offset = usize::try_from(*next).ok()?;
                 let rest = model.blob().get(offset..).filter(|rest| !rest.is_empty())?;
                 let bytes = rest.get(..CHUNK).unwrap_or(rest).to_vec();
@@ -567,7 +579,7 @@ impl Machine for Session {
                 self.outbox.push_back(offer(model).into_frame());
             }
             // The worker says how far it came; `since` stays, so that the deadline holds.
-            State::Upload { next, since }
+            State::Upload { next, since, .. }
                 if due(Some(*since)) && *next == model.blob().len() as u64 =>
             {
                 self.state = State::Verdict(Await {
@@ -588,6 +600,7 @@ impl Machine for Session {
                 .values_mut()
                 .filter_map(|flight| flight.retry(now, after)),
         );
+        self.retries += self.outbox.len();
     }
 
     fn disconnected(&mut self, why: LinkEnd, _now: Now) {

@@ -99,6 +99,13 @@ impl Program {
         limit("rounds", rounds.len(), MAX_LAYERS)?;
         for layer in &layers {
             limit("images", layer.images, MAX_IMAGES)?;
+            if layer.images == 0 {
+                return Err(DecodeError::Inconsistent {
+                    what: "images of a layer",
+                    expected: 1,
+                    got: 0,
+                });
+            }
             for words in [
                 layer.images.checked_mul(layer.shape.inputs()),
                 layer.images.checked_mul(layer.shape.outputs()),

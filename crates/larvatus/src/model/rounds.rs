@@ -132,6 +132,7 @@ impl Cut {
             .iter()
             .copied()
             .chain(calls.iter().map(|c| c.linear.input))
+            .chain(calls.iter().filter_map(|c| c.tail.residual))
         {
             if graph.node(outlet.node).op_is::<Const>()
                 && let Some(value) = graph.outlet_fact(outlet).ok().and_then(|f| f.konst.clone())

@@ -216,7 +216,7 @@ impl Plan {
         self.model
     }
 
-    /// Digest of the plan: equal digests do equal things.
+    /// Digest of the plan: of the same version of this program, equal digests do equal things.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -295,6 +295,14 @@ impl Plan {
             .bytes(&self.worker_model.digest().0)
             .u8(hiding);
         out.count(self.repetitions).u64(self.policy.lifetime);
+        for port in self.ports.0.iter().chain(&self.ports.1) {
+            out.text(&port.name);
+            let dims = port.shape.as_deref().unwrap_or_default();
+            out.count(dims.len());
+            dims.iter().for_each(|dim| {
+                out.count(*dim);
+            });
+        }
         for layer in &self.layers {
             out.text(&layer.placed.linear.name);
         }

@@ -1,0 +1,13 @@
+//! The command line as its users meet it: the real binary, real processes, real sockets.
+
+mod bench;
+mod common;
+mod failures;
+mod liars;
+mod onnx;
+mod plan;
+mod processes;
+mod proxy;
+mod refused;
+mod run;
+mod secrecy;

@@ -1,0 +1,89 @@
+//! `larvatus plan`: the table and the document say the same.
+
+use serde_json::Value;
+
+use crate::common::{Folder, TINY};
+
+#[test]
+fn the_table_names_every_layer_and_the_totals() {
+    let here = Folder::new();
+    let table = here.larvatus(&["plan", TINY]).accepted();
+    assert_eq!(table.err, "");
+    let plan = here.larvatus(&["plan", TINY, "--json"]).accepted();
+    assert_eq!(plan.err, "");
+    let plan = plan.document();
+    let head = table.out.lines().next().unwrap();
+    for column in [
+        "layer",
+        "op",
+        "shape",
+        "MACs",
+        "up",
+        "down",
+        "placement",
+        "guarantee",
+        "why",
+    ] {
+        assert!(head.contains(column), "{column} is not in: {head}");
+    }
+    let layers = plan["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 5);
+    for layer in layers {
+        let name = layer["name"].as_str().unwrap();
+        let line = table.out.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no row for {name}"));
+        assert!(line.contains(layer["op"].as_str().unwrap()), "{line}");
+        assert!(line.contains(layer["why"].as_str().unwrap()), "{line}");
+    }
+    for word in ["guarantee:", "expected:", "round trips"] {
+        assert!(table.out.contains(word), "{word} is not in: {}", table.out);
+    }
+}
+
+#[test]
+fn the_document_adds_up() {
+    let here = Folder::new();
+    let plan = |preset: &str| {
+        let ran = here.larvatus(&["plan", TINY, "--json", "--preset", preset]);
+        ran.accepted().document()
+    };
+    let slalom = plan("slalom");
+    let sum = |key: &str| -> u64 {
+        let layers = slalom["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer[key].as_u64().unwrap()).sum()
+    };
+    // conv1, depthwise, pointwise, strided, dense.
+    let macs = 256 * 8 * 27 + 256 * 8 * 9 + 256 * 8 * 8 + 64 * 16 * 72 + 160;
+    assert_eq!(sum("macs"), macs);
+    assert_eq!(slalom["macs"], macs);
+    assert_eq!(slalom["macs_at_worker"], macs);
+    assert_eq!(slalom["bytes"]["up"], sum("up"));
+    assert_eq!(slalom["bytes"]["down"], sum("down"));
+    assert_eq!(slalom["round_trips"], 5);
+    assert_eq!(slalom["input_privacy"], "perfect");
+    assert_eq!(slalom["weight_privacy"], "none");
+    let bits = |plan: &Value, key: &str| plan[key].as_f64().unwrap();
+    assert!(bits(&slalom, "soundness_bits") > bits(&slalom, "soundness_bits_lifetime"));
+    assert!(bits(&slalom, "soundness_bits_lifetime") >= 20.0);
+    let clear = plan("clear");
+    assert_eq!(clear["input_privacy"], "none");
+    assert_eq!(bits(&clear, "soundness_bits"), 0.0);
+    assert_eq!(plan("integrity")["input_privacy"], "none");
+    assert_eq!(
+        bits(&plan("integrity"), "soundness_bits"),
+        bits(&slalom, "soundness_bits")
+    );
+}
+
+#[test]
+fn a_layer_that_the_policy_keeps_stays() {
+    let here = Folder::new();
+    let first = here.larvatus(&["plan", TINY, "--json"]).accepted();
+    let name = first.document()["layers"][0]["name"].clone();
+    let policy = here.write("keep.toml", format!("keep = [{name}]"));
+    let kept = here.larvatus(&["plan", TINY, "--json", "--policy", &policy]);
+    let kept = kept.accepted().document();
+    assert_eq!(kept["layers"][0]["placement"], "trusted");
+    assert_eq!(kept["layers"][1]["placement"], "worker");
+    assert!(kept["macs_at_worker"].as_u64() < kept["macs"].as_u64());
+}
