@@ -28,13 +28,13 @@ test: check
 		cargo test --workspace --all-targets --locked; \
 	fi
 	cargo test --workspace --doc --locked
-	target/debug/conformance $(CACHE)/onnx-node --quiet
+	target/debug/conformance $(CACHE)/onnx-node
 
 # Form: formatting, lints, documentation, licences, directions of dependencies.
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	python3 scripts/direction.py
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; fi
 

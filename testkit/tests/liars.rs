@@ -311,8 +311,11 @@ liars! {
             let total = plan.worker_model().blob().len() as u64;
             WorkerMisbehaved::BeyondModel { from: total, total }.into()
         };
-    wanting_the_model_for_ever_is_a_flood:
-        small_cnn(1), Lie::WantsForEver => lied(WorkerMisbehaved::Flood { frames: 257 });
+    wanting_the_model_for_ever_is_a_timeout:
+        small_cnn(1), Lie::WantsForEver => failed(WorkerFailed::TimedOut {
+            awaited: "its word on the model",
+            within: Duration::from_secs(60),
+        });
 
     // Words out of turn.
     ready_before_the_welcome_is_out_of_turn:
@@ -331,10 +334,10 @@ liars! {
     // Too much, too little, too late.
     an_answer_again_and_again_is_a_flood:
         small_cnn(1), Lie::RepeatsAnswer { times: 300 }
-            => lied(WorkerMisbehaved::Flood { frames: 257 });
+            => lied(WorkerMisbehaved::Flood { frames: 261 });
     a_welcome_again_and_again_is_a_flood:
         small_cnn(1), Lie::RepeatsWelcome { times: 300 }
-            => lied(WorkerMisbehaved::Flood { frames: 257 });
+            => lied(WorkerMisbehaved::Flood { frames: 260 });
     leaving_mid_answer_is_a_lost_link_and_no_lie:
         small_cnn(1), Lie::LeavesMidAnswer
             => failed(WorkerFailed::Disconnected { awaited: "an answer" });
@@ -357,12 +360,14 @@ liars! {
             => failed(WorkerFailed::Version { ours: VERSION, theirs: VERSION + 1 });
 
     // Frames that are no messages.
-    another_protocol_is_malformed:
+    another_protocol_is_no_worker_and_no_lie:
         small_cnn(1), Lie::OtherProtocol
-            => malformed(DecodeError::Magic { got: u32::from_le_bytes(*b"HTTP") });
-    an_escape_in_a_name_is_malformed:
+            => failed(WorkerFailed::NotAWorker(DecodeError::Magic {
+                got: u32::from_le_bytes(*b"HTTP"),
+            }));
+    an_escape_in_a_name_is_no_worker_and_no_lie:
         small_cnn(1), Lie::UnprintableName
-            => malformed(DecodeError::Text { what: "worker's name" });
+            => failed(WorkerFailed::NotAWorker(DecodeError::Text { what: "worker's name" }));
     an_unknown_kind_is_malformed:
         small_cnn(1), Lie::Malformed(Malformed::Kind)
             => malformed(DecodeError::UnknownTag { what: "reply", tag: 99 });

@@ -120,7 +120,8 @@ pub(crate) struct Worker {
     /// Memory for models, in MiB.
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub(crate) memory: u64,
-    /// Stop when standard input ends: for a worker that its caller started.
+    /// Stop when standard input ends, and remove the socket's folder: for a worker that its caller
+    /// started.
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
 }

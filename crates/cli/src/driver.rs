@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use larvatus::error::{InferError, WorkerMisbehaved};
+use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
 use larvatus::plan::Plan;
 use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::tensor::Tensor;
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, Link, Pump, entropy, process_cpu};
+use larvatus_host::{Address, Clock, Link, OpenError, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
 use crate::report::Cpu;
@@ -58,7 +58,7 @@ pub(crate) fn drive(
         let mut run = match Run::connect(plan, address, settings, show) {
             Ok(run) => run,
             Err(err) => {
-                failures.push(format!("{address}: {err:#}"));
+                failures.push(of_worker(address, &next_step(address, &err)));
                 continue;
             }
         };
@@ -75,7 +75,7 @@ pub(crate) fn drive(
         let lie = match end {
             End::Done => None,
             End::Failed(why) => {
-                failures.push(format!("{address}: {why}"));
+                failures.push(of_worker(address, &why));
                 continue;
             }
             End::Lied(what) => {
@@ -98,6 +98,26 @@ pub(crate) fn drive(
         });
     }
     anyhow::bail!("no worker could do it: {}", failures.join("; "))
+}
+
+/// A failure, with the worker's address in it.
+fn of_worker(address: &str, why: &str) -> String {
+    if why.contains(address) {
+        why.to_owned()
+    } else {
+        format!("{address}: {why}")
+    }
+}
+
+/// Why there is no link to a worker, and what to do about it.
+fn next_step(address: &str, err: &anyhow::Error) -> String {
+    match err.downcast_ref() {
+        Some(OpenError::Nobody { .. }) => {
+            format!("{err:#}; start a worker there with `larvatus worker --listen {address}`")
+        }
+        Some(OpenError::TimedOut { .. }) => format!("{err:#}; --timeout allows it more"),
+        _ => format!("{err:#}"),
+    }
 }
 
 enum End {
@@ -172,10 +192,21 @@ impl Run {
         Ok(end)
     }
 
-    /// How the session has failed, if it has.
+    /// How the session has failed, if it has. Who never introduced itself as a worker does not
+    /// lie: it is something else.
     fn failure(&self) -> Option<End> {
         Some(match self.session.failure()? {
+            InferError::Worker(WorkerMisbehaved::Malformed(why))
+                if self.session.worker_name().is_none() =>
+            {
+                End::Failed(format!(
+                    "what answers there is no larvatus worker ({why}); check the address"
+                ))
+            }
             InferError::Worker(lie) => End::Lied(lie.clone()),
+            InferError::Failed(slow @ WorkerFailed::TimedOut { .. }) => {
+                End::Failed(format!("{slow}; --timeout allows it more"))
+            }
             other => End::Failed(other.to_string()),
         })
     }
@@ -237,9 +268,8 @@ impl Run {
         bar.finish_and_clear();
         if matches!(end, End::Done) {
             self.session.close();
-            while !self.session.finished() {
-                self.step()?;
-            }
+            // Everything is accepted; a worker that no longer hears the goodbye may miss it.
+            while !self.session.finished() && self.step().is_ok() {}
         }
         let total = process_cpu() - before;
         self.cpu.offline += millis(offline);

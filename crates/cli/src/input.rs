@@ -23,8 +23,19 @@ pub(crate) fn parse_shape(text: &str) -> Result<(String, Vec<usize>)> {
     let dims = dims
         .split(['x', ','])
         .map(str::parse)
-        .collect::<Result<Vec<usize>, _>>();
-    Ok((name.to_owned(), dims.map_err(|_| wrong())?))
+        .collect::<Result<Vec<usize>, _>>()
+        .map_err(|_| wrong())?;
+    ensure!(
+        is_reasonable(&dims),
+        "--shape {text:?} is more than any model takes"
+    );
+    Ok((name.to_owned(), dims))
+}
+
+/// Whether a tensor of this shape may exist.
+fn is_reasonable(shape: &[usize]) -> bool {
+    let size = shape.iter().try_fold(1_usize, |n, dim| n.checked_mul(*dim));
+    size.is_some_and(|size| size <= larvatus::model::MAX_ELEMENTS)
 }
 
 /// Where the pixels of a model's image input go.
@@ -161,14 +172,20 @@ pub(crate) fn groups(inputs: &[String], ports: &[Port]) -> Result<Vec<Vec<String
             })?;
         files[at].push(file.to_owned());
     }
-    let count = files.first().map_or(0, Vec::len);
+    let count = files.iter().map(Vec::len).max().unwrap_or(0);
     for (port, files) in ports.iter().zip(&files) {
         ensure!(
-            files.len() == count && count > 0,
-            "input {:?} is given {} times, {:?} {count} times; give every input once an inference",
+            !files.is_empty(),
+            "input {:?} is not given; give every input once an inference, with --input {}=FILE.npy",
             port.name,
-            files.len(),
-            ports[0].name
+            port.name
+        );
+        ensure!(
+            files.len() == count,
+            "input {:?} is given {} times where another is given {count} times; \
+             give every input once an inference",
+            port.name,
+            files.len()
         );
     }
     Ok((0..count)
@@ -178,35 +195,46 @@ pub(crate) fn groups(inputs: &[String], ports: &[Port]) -> Result<Vec<Vec<String
 
 /// The shape that a .npy file declares.
 pub(crate) fn array_shape(path: &str) -> Result<Vec<usize>> {
-    let npy = npyz::NpyFile::new(BufReader::new(File::open(path)?))?;
-    Ok(npy
-        .shape()
-        .iter()
-        .map(|dim| usize::try_from(*dim))
-        .collect::<Result<_, _>>()?)
+    shape(path, &open(path)?)
+}
+
+type Npy = npyz::NpyFile<BufReader<File>>;
+
+fn open(path: &str) -> Result<Npy> {
+    let file = File::open(path).with_context(|| format!("cannot open {path}"))?;
+    // The reader multiplies the dimensions that a file declares without looking.
+    let npy = std::panic::catch_unwind(|| npyz::NpyFile::new(BufReader::new(file)))
+        .map_err(|_| anyhow!("{path} declares a shape that is more than any model takes"))?;
+    npy.with_context(|| format!("{path} is no .npy file"))
+}
+
+fn shape(path: &str, npy: &Npy) -> Result<Vec<usize>> {
+    let dims = npy.shape().iter().map(|dim| usize::try_from(*dim));
+    let shape = dims.collect::<Result<Vec<_>, _>>()?;
+    ensure!(
+        is_reasonable(&shape),
+        "{path} declares shape {shape:?}, which is more than any model takes"
+    );
+    Ok(shape)
 }
 
 /// Reads a .npy file as an input.
 pub(crate) fn array(path: &str, port: &Port) -> Result<Tensor> {
-    let file = File::open(path).with_context(|| format!("cannot open {path}"))?;
-    let npy = npyz::NpyFile::new(BufReader::new(file))
-        .with_context(|| format!("{path} is no .npy file"))?;
+    let npy = open(path)?;
     ensure!(
         npy.order() == npyz::Order::C,
         "{path} is stored column by column; save it with numpy.ascontiguousarray"
     );
-    let shape: Vec<usize> = npy
-        .shape()
-        .iter()
-        .map(|dim| usize::try_from(*dim))
-        .collect::<Result<_, _>>()?;
-    let size = shape
-        .iter()
-        .try_fold(1_usize, |size, dim| size.checked_mul(*dim));
-    ensure!(
-        size.is_some_and(|size| size <= larvatus::model::MAX_ELEMENTS),
-        "{path} declares shape {shape:?}, which is more than any model takes"
-    );
+    let shape = shape(path, &npy)?;
+    if let Some(takes) = &port.shape {
+        ensure!(
+            *takes == shape,
+            "{path} has shape {shape:?}, input {:?} takes {takes:?}; --shape {}=… sets another \
+             where the model has no fixed one",
+            port.name,
+            port.name
+        );
+    }
     let kind = format!("{:?}", npy.dtype());
     macro_rules! read {
         ($($datum:ident => $type:ty),*) => {

@@ -11,6 +11,7 @@ mod report;
 mod spawn;
 mod table;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,10 +34,11 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match cmd::run(args) {
+    let done = catch_unwind(AssertUnwindSafe(|| cmd::run(args)));
+    match done.unwrap_or_else(|panic| Err(bug(&*panic))) {
         Ok(Verdict::Accepted) => ExitCode::SUCCESS,
         Ok(Verdict::Rejected(why)) => {
-            eprintln!("larvatus: {why}");
+            eprintln!("larvatus: {}", one_line(&why));
             ExitCode::from(1)
         }
         Err(err) => {
@@ -50,12 +52,27 @@ fn main() -> ExitCode {
 fn one_sentence(err: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in err.chain() {
-        let text = cause.to_string();
+        let text = one_line(&cause.to_string());
         if !parts.iter().any(|part| part.contains(&text)) {
             parts.push(text);
         }
     }
     parts.join(": ")
+}
+
+/// Messages of libraries may have several lines.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A panic of this program, as an error like any other.
+fn bug(panic: &(dyn std::any::Any + Send)) -> anyhow::Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    anyhow::anyhow!(
+        "this program has a fault ({}); set RUST_BACKTRACE=1 and report what it says then",
+        text.unwrap_or("no reason given")
+    )
 }
 
 /// A panic inside the graph engine is caught and reported as an error; its own message would only

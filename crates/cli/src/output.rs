@@ -1,7 +1,6 @@
 //! What the user gets: outputs in a file, classes on the screen.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io::{Cursor, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +12,8 @@ use npyz::npz::NpzWriter;
 
 /// Writes the outputs of every inference: `NAME` where there is one, `K/NAME` where there are more.
 pub(crate) fn write_npz(path: &Path, ports: &[Port], runs: &[Vec<Arc<Tensor>>]) -> Result<()> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut npz = NpzWriter::new(BufWriter::new(file));
+    // In memory first: what cannot be written is known before the archive's end is.
+    let mut npz = NpzWriter::new(Cursor::new(Vec::new()));
     for (run, tensors) in runs.iter().enumerate() {
         for (port, tensor) in ports.iter().zip(tensors) {
             let name = match runs.len() {
@@ -25,15 +24,12 @@ pub(crate) fn write_npz(path: &Path, ports: &[Port], runs: &[Vec<Arc<Tensor>>]) 
                 .with_context(|| format!("output {:?} in {}", port.name, path.display()))?;
         }
     }
-    Ok(())
+    let bytes = npz.zip_writer().finish()?.into_inner();
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Adds one array to an .npz file.
-pub(crate) fn write_array(
-    npz: &mut NpzWriter<BufWriter<File>>,
-    name: &str,
-    tensor: &Tensor,
-) -> Result<()> {
+fn write_array(npz: &mut NpzWriter<impl Write + Seek>, name: &str, tensor: &Tensor) -> Result<()> {
     macro_rules! write {
         ($($datum:ident => $type:ty),*) => {
             match tensor.datum_type() {
@@ -53,7 +49,7 @@ pub(crate) fn write_array(
 
 /// Adds values with a shape to an .npz file.
 pub(crate) fn write_values<T: npyz::AutoSerialize + Copy>(
-    npz: &mut NpzWriter<BufWriter<File>>,
+    npz: &mut NpzWriter<impl Write + Seek>,
     name: &str,
     shape: &[usize],
     values: &[T],

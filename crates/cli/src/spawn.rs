@@ -1,5 +1,7 @@
 //! A worker process of our own.
 
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,7 +24,10 @@ impl OwnWorker {
             .args(["worker", "--until-stdin-ends", "--listen"])
             .arg(format!("unix:{}", folder.join("worker").display()))
             .stdin(Stdio::piped())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            // A group of its own: Ctrl-C on a terminal is for us, and the worker, whose standard
+            // input ends with us, removes its socket and folder.
+            .process_group(0);
         if let Some(threads) = threads {
             command.args(["--threads", &threads.to_string()]);
         }
@@ -39,7 +44,8 @@ impl OwnWorker {
 
     fn wait_until_listening(&mut self) -> Result<()> {
         let patience = Instant::now() + Duration::from_secs(10);
-        while !self.folder.join("worker").exists() {
+        // The file is there before anybody listens on it.
+        while UnixStream::connect(self.folder.join("worker")).is_err() {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the worker process ended at once ({status})");
             }

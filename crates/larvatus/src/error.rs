@@ -137,6 +137,9 @@ pub enum WorkerFailed {
         /// Its words.
         message: String,
     },
+    /// What answered does not speak the protocol: no worker, so no liar either.
+    #[error("what answers there is no larvatus worker ({0}); check the address")]
+    NotAWorker(DecodeError),
     /// The worker speaks another version.
     #[error(
         "the worker speaks protocol version {theirs}, this program {ours}; update the older one"

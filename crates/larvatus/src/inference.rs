@@ -85,11 +85,11 @@ impl Inference {
     /// is told at the end: the worker sees the same rounds either way.
     pub(crate) fn advance(&mut self) -> Result<Next, InferError> {
         let plan = Arc::clone(&self.plan);
-        if let Some(Some(segment)) = plan.cut().segments.get(self.round) {
-            if let Err(why) = self.run(segment) {
-                self.failed.get_or_insert(why);
-                self.blank(segment);
-            }
+        if let Some(Some(segment)) = plan.cut().segments.get(self.round)
+            && let Err(why) = self.run(segment)
+        {
+            self.failed.get_or_insert(why);
+            self.blank(segment);
         }
         self.forget(2 * self.round);
         if self.round < plan.rounds().len() {

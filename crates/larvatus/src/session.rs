@@ -428,6 +428,18 @@ impl Session {
         }
     }
 
+    /// A frame that is none: of a worker a lie, of a stranger that has not greeted just noise.
+    fn malformed(&self, err: larvatus_proto::wire::DecodeError) -> InferError {
+        match &self.state {
+            State::Welcome(_) => WorkerFailed::NotAWorker(err).into(),
+            State::Verdict(_)
+            | State::Upload { .. }
+            | State::Answers
+            | State::Over(_)
+            | State::Closed => WorkerMisbehaved::Malformed(err).into(),
+        }
+    }
+
     fn unasked(&mut self) -> Result<(), WorkerMisbehaved> {
         self.unasked += 1;
         // A link that repeats frames may answer each request of ours twice.
@@ -500,7 +512,7 @@ impl Machine for Session {
 
     fn receive(&mut self, frame: Frame, now: Now) {
         let result = Reply::from_frame(frame)
-            .map_err(|err| WorkerMisbehaved::Malformed(err).into())
+            .map_err(|err| self.malformed(err))
             .and_then(|reply| self.handle(reply, now));
         if let Err(why) = result {
             self.end(why);
@@ -614,7 +626,7 @@ impl Machine for Session {
                     within,
                 });
             }
-            LinkEnd::Malformed(err) => self.end(WorkerMisbehaved::Malformed(err)),
+            LinkEnd::Malformed(err) => self.end(self.malformed(err)),
         }
     }
 

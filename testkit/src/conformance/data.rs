@@ -142,7 +142,7 @@ pub fn compare(got: &Tensor, wanted: &Tensor) -> Result<(), String> {
             let near = (got - wanted).abs() <= allowed || got == wanted;
             !(near || (got.is_nan() && wanted.is_nan()))
         };
-        return match got.iter().zip(&wanted).position(|pair| far(pair)) {
+        return match got.iter().zip(&wanted).position(far) {
             None => Ok(()),
             Some(ix) => Err(format!(
                 "element {ix} is {}, wanted {}",

@@ -112,7 +112,7 @@ pub fn judge(folder: &Path, store: &Arc<Store>) -> Judged {
                 return judged;
             }
             Err(Fault::NotSupported(why)) => {
-                refused.get_or_insert(format!("{label}{why}"));
+                refused.get_or_insert_with(|| format!("{label}{why}"));
             }
         }
     }

@@ -35,6 +35,7 @@ struct Row {
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     ensure!(args.runs > 0, "--runs must be at least 1");
+    ensure!(args.threads > 0, "--threads must be at least 1");
     let model = load(&args.model, &shapes(&args.shape)?)?;
     let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
     let mut rows = vec![local(&model, &input, args.runs)?];

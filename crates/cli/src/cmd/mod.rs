@@ -8,7 +8,7 @@ mod worker;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::{Policy, Preset};
@@ -27,6 +27,11 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
 
 /// Reads a model file.
 pub(crate) fn load(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Model> {
+    ensure!(
+        !path.is_dir(),
+        "model {} is a folder; give the ONNX file in it",
+        path.display()
+    );
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read model {}", path.display()))?;
     Model::load(&bytes, shapes).with_context(|| format!("model {}", path.display()))

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use larvatus::exact::{FloatNetwork, run_exact_observed};
-use larvatus::model::{Model, Port};
+use larvatus::model::{Model, ModelError, Port};
 use larvatus::plan::Plan;
 use larvatus::policy::Preset;
 use larvatus::session::Settings;
 use larvatus::tensor::Tensor;
-use larvatus_host::thread_cpu;
+use larvatus_host::{Address, thread_cpu};
 
 use super::{Named, load, plan, shapes};
 use crate::Verdict;
@@ -39,10 +39,10 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         "--dump-layers needs --preset local-exact: only there the values are at hand in clear"
     );
     let labels = output::read_labels(args.labels.as_deref())?;
-    let mut shapes = shapes(&args.job.shape)?;
-    let groups = raw_inputs(args, &mut shapes)?;
-    let model = load(&args.job.model, &shapes)?;
-    let (names, inputs) = read_inputs(args, &model, groups)?;
+    let addresses = args.worker.iter().map(|address| address.parse());
+    addresses.collect::<Result<Vec<Address>, _>>()?;
+    let model = load_for_inputs(args)?;
+    let (names, inputs) = read_inputs(args, &model)?;
     let outputs = model.outputs().to_vec();
     let mut report;
     let results;
@@ -158,12 +158,25 @@ fn write_report(args: &Args, report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// `--input` arguments by name; shapes of inputs that were not given a shape come from the files.
-fn raw_inputs(args: &Args, shapes: &mut Vec<(String, Vec<usize>)>) -> Result<Vec<String>> {
+/// Reads the model; a shape that it leaves open and nobody gave comes from the input's file.
+fn load_for_inputs(args: &Args) -> Result<Model> {
     ensure!(
         !(args.image.is_empty() && args.input.is_empty()),
         "nothing to run on: give --image FILE or --input NAME=FILE.npy"
     );
+    let mut shapes = shapes(&args.job.shape)?;
+    let open = match load(&args.job.model, &shapes) {
+        Err(err)
+            if matches!(
+                err.downcast_ref::<ModelError>(),
+                Some(ModelError::OpenShape { .. })
+            ) =>
+        {
+            err
+        }
+        done => return done,
+    };
+    let given = shapes.len();
     for text in &args.input {
         let Some((name, file)) = text.split_once('=') else {
             continue;
@@ -171,19 +184,16 @@ fn raw_inputs(args: &Args, shapes: &mut Vec<(String, Vec<usize>)>) -> Result<Vec
         if shapes.iter().any(|(given, _)| given == name) {
             continue;
         }
-        if let Ok(shape) = input::array_shape(file) {
-            shapes.push((name.to_owned(), shape));
-        }
+        shapes.push((name.to_owned(), input::array_shape(file)?));
     }
-    Ok(args.input.clone())
+    if shapes.len() == given {
+        return Err(open);
+    }
+    load(&args.job.model, &shapes)
 }
 
 /// The inputs of every inference, and what to call them.
-fn read_inputs(
-    args: &Args,
-    model: &Model,
-    given: Vec<String>,
-) -> Result<(Vec<String>, Vec<Vec<Tensor>>)> {
+fn read_inputs(args: &Args, model: &Model) -> Result<(Vec<String>, Vec<Vec<Tensor>>)> {
     let ports = model.inputs();
     if !args.image.is_empty() {
         let read = |path: &std::path::PathBuf| {
@@ -200,7 +210,7 @@ fn read_inputs(
             .into_iter()
             .unzip());
     }
-    let groups = input::groups(&given, ports)?;
+    let groups = input::groups(&args.input, ports)?;
     let read = |files: Vec<String>| {
         let tensors = files
             .iter()

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,5 +53,19 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         &make,
         &stop,
     );
+    let folder = own_folder(args, listener.address());
+    drop(listener);
+    if let Some(folder) = folder {
+        // The caller may have removed it already; what is not empty stays.
+        let _ = std::fs::remove_dir(folder);
+    }
     Ok(Verdict::Accepted)
+}
+
+/// The folder that our caller made for this worker's socket.
+fn own_folder(args: &Args, address: &Address) -> Option<PathBuf> {
+    match address {
+        Address::Unix(path) if args.until_stdin_ends => path.parent().map(Path::to_owned),
+        Address::Unix(_) | Address::Tcp { .. } => None,
+    }
 }

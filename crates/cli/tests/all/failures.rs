@@ -41,19 +41,23 @@ fn a_worker_may_die_at_every_step_and_the_next_one_steps_in() {
     for (way, at, fate) in steps {
         let step = format!("{fate:?} at frame {at} to {way:?}");
         // Fresh, so that the model is uploaded every time.
-        let worker = Worker::tcp(&here);
-        let mortal = Proxy::new(&worker.address, move |to, count, _| {
-            if to == way && count == at {
-                fate
-            } else {
-                Fate::Pass
-            }
-        });
-        let alone = run(&here, &[&mortal.address], &[]);
+        let mortal = || {
+            let worker = Worker::tcp(&here);
+            let rule = move |to, count, _: &mut _| {
+                if to == way && count == at {
+                    fate
+                } else {
+                    Fate::Pass
+                }
+            };
+            (Proxy::new(&worker.address, rule), worker)
+        };
+        let (first, _worker) = mortal();
+        let alone = run(&here, &[&first.address], &[]);
         assert_eq!(alone.code, Some(2), "{step}: {alone:?}");
-        alone.refused(&[&mortal.address, "link ended"]);
-        let first = mortal.uploads();
-        mortal.forget();
+        alone.refused(&[&first.address, "link ended"]);
+        let first = first.uploads();
+        let (mortal, _worker) = mortal();
         let npz = here.at("out.npz");
         let both = run(
             &here,

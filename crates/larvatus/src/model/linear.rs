@@ -346,9 +346,10 @@ fn product(graph: &TypedModel, node: &TypedNode, einsum: &EinSum) -> Result<Line
         .map(|axis| product_axis(axis, slot, &input_shape, weights.shape(), &output_shape))
         .filter_map(Result::transpose)
         .collect::<Result<Vec<_>, _>>()?;
-    if !axes.iter().any(|axis| axis.role == Role::Inner) {
+    let mixes = |axis: &ProductAxis| matches!(axis.role, Role::Inner | Role::Column);
+    if !axes.iter().any(mixes) {
         return Err(StaysLocal::Axes {
-            what: "nothing is contracted",
+            what: "one factor for each element",
         });
     }
     let layout = Layout::of(&axes);

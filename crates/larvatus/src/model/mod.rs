@@ -64,6 +64,16 @@ pub enum ModelError {
         /// A shape that would do.
         example: String,
     },
+    /// A shape was given that the model's own contradicts.
+    #[error("input {input:?} has shape {declared} in the model, {given:?} does not fit it")]
+    WrongShape {
+        /// Which input.
+        input: String,
+        /// Its shape as the model declares it.
+        declared: String,
+        /// The shape given.
+        given: Vec<usize>,
+    },
     /// A shape was given for something that is no input.
     #[error("the model has no input {given:?}; it has {inputs:?}")]
     NoSuchInput {
@@ -258,7 +268,7 @@ fn typed(
             .find(|(input, _)| *input == name)
             .map(|(_, shape)| shape.clone());
         let shape = match given {
-            Some(shape) => shape,
+            Some(shape) => fitting_shape(&name, &fact, shape)?,
             None => closed_shape(&name, &fact)?,
         };
         let datum = fact.datum_type.concretize().unwrap_or(DatumType::F32);
@@ -283,21 +293,53 @@ fn plain_outputs(graph: &mut TypedModel) -> TractResult<()> {
     graph.select_output_outlets(&outputs)
 }
 
+/// The declared dimensions, `None` where one is open; nothing where even their number is.
+fn declared(fact: &InferenceFact) -> Option<Vec<Option<usize>>> {
+    fact.shape.rank().concretize()?;
+    let dims = fact.shape.dims();
+    Some(
+        dims.map(|dim| dim.concretize().and_then(|dim| dim.to_usize().ok()))
+            .collect(),
+    )
+}
+
+fn spell(dims: &[Option<usize>]) -> String {
+    let dims = dims
+        .iter()
+        .map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string()));
+    dims.collect::<Vec<_>>().join("x")
+}
+
+/// A given shape, if it does not contradict the declared one.
+fn fitting_shape(
+    name: &str,
+    fact: &InferenceFact,
+    given: Vec<usize>,
+) -> Result<Vec<usize>, ModelError> {
+    let Some(dims) = declared(fact) else {
+        return Ok(given);
+    };
+    let fits = dims.len() == given.len()
+        && dims
+            .iter()
+            .zip(&given)
+            .all(|(dim, given)| dim.is_none_or(|dim| dim == *given));
+    if fits {
+        return Ok(given);
+    }
+    Err(ModelError::WrongShape {
+        input: name.to_owned(),
+        declared: format!("[{}]", spell(&dims).replace('x', ", ")),
+        given,
+    })
+}
+
 /// The declared shape, an open first dimension taken as one.
 fn closed_shape(name: &str, fact: &InferenceFact) -> Result<Vec<usize>, ModelError> {
-    let dims: Option<Vec<Option<usize>>> = fact.shape.rank().concretize().map(|_| {
-        fact.shape
-            .dims()
-            .map(|dim| dim.concretize().and_then(|dim| dim.to_usize().ok()))
-            .collect()
-    });
+    let dims = declared(fact);
     let open = |dims: &[Option<usize>]| ModelError::OpenShape {
         input: name.to_owned(),
-        shape: dims
-            .iter()
-            .map(|dim| dim.map_or("?".to_owned(), |dim| dim.to_string()))
-            .collect::<Vec<_>>()
-            .join("x"),
+        shape: spell(dims),
         example: if dims.is_empty() {
             "1x3x224x224".to_owned()
         } else {

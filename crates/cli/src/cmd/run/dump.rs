@@ -5,7 +5,7 @@
 //! (int8 planes). `scripts/layers.py` documents and reads it.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -48,8 +48,10 @@ impl Dump {
         self.layers += 1;
     }
 
-    pub(super) fn finish(self) -> Result<()> {
-        self.result
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.result?;
+        let mut file = self.npz.zip_writer().finish()?;
+        file.flush().context("cannot dump layers")
     }
 
     fn write(&mut self, trace: &LayerTrace<'_>) -> Result<()> {
