@@ -237,6 +237,10 @@ fn convolution() -> impl Strategy<Value = Subject> {
     let axes = prop::collection::vec(axis, 1..=2);
     (axes, channels, auto, any::<bool>(), any::<u64>()).prop_map(
         |(axes, (group, inner, outer, images), auto, biased, seed)| {
+            #[expect(
+                clippy::type_complexity,
+                reason = "one tuple a spatial axis, read by column"
+            )]
             let column = |of: fn(&(usize, usize, usize, usize, usize, usize)) -> usize| {
                 axes.iter().map(of).collect::<Vec<_>>()
             };
