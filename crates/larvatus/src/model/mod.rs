@@ -1,8 +1,8 @@
 //! From ONNX bytes to a typed graph whose linear layers are known.
 //!
 //! [`Model::load`] parses and types the graph with tract, folds its constants and fixes its
-//! shapes. [`linear`] recognises the nodes that are linear maps with constant weights, [`fold`]
-//! finds what can ride along in the pass that reveals their answers, and [`rounds`] cuts the graph
+//! shapes. [`linear`] recognises the nodes that are linear maps with constant weights, `fold`
+//! finds what can ride along in the pass that reveals their answers, and `rounds` cuts the graph
 //! into local segments between the rounds of calls.
 //!
 //! Nothing here panics on a model's bytes: sizes are limited before the engine sees them, and a
