@@ -61,5 +61,11 @@ accuracy: release
 	python3 scripts/compare.py accuracy --larvatus $(LARVATUS)
 	python3 scripts/compare.py accuracy --larvatus $(LARVATUS) --bits 12 --models resnet50,minilm
 
+# Ten minutes a target; needs the nightly toolchain and cargo-fuzz.
+fuzz:
+	for target in onnx_load frame_decode program_decode policy_parse; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=600 || exit 1; \
+	done
+
 clean:
 	cargo clean
