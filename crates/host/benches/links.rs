@@ -1,6 +1,6 @@
 //! Echo round trips of one frame through two pumps: time and CPU time of both ends together.
 //!
-//! `cargo bench -p larvatus-host --bench links`
+//! `cargo bench -p larvatus-host --features tls --bench links`
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -99,7 +99,7 @@ fn linked(
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("echo round trip, least ms (CPU ms of both ends)");
-    println!("{:>10} {:>18} {:>18}", "bytes", "unix", "tcp");
+    println!("{:>10} {:>18} {:>18} {:>18}", "bytes", "unix", "tcp", "tls");
     let wait = Duration::from_secs(5);
     for (bytes, rounds) in [
         (0, 2000),
@@ -118,11 +118,33 @@ fn main() -> Result<(), Box<dyn Error>> {
         let far = listener.accept(wait)?.ok_or("nobody connected")?;
         let tcp = linked(near, far, bytes, rounds)?;
         print!("{bytes:>10}");
-        for (least, cpu) in [unix, tcp] {
+        for (least, cpu) in [unix, tcp].into_iter().chain(tls(bytes, rounds)?) {
             let [least, cpu] = [least, cpu].map(|time| time.as_secs_f64() * 1e3);
             print!(" {:>18}", format!("{least:.3} ({cpu:.3})"));
         }
         println!();
     }
     Ok(())
+}
+
+#[cfg(feature = "tls")]
+fn tls(bytes: usize, rounds: u32) -> Result<Option<(Duration, Duration)>, Box<dyn Error>> {
+    use larvatus_host::tls::Identity;
+    let wait = Duration::from_secs(5);
+    let key = std::env::temp_dir().join(format!("larvatus-bench-{}.key", std::process::id()));
+    let identity = Identity::open(&key)?;
+    std::fs::remove_file(key)?;
+    let listener = Listener::bind_tls(&"tls://127.0.0.1:0".parse()?, &identity, &[])?;
+    let address = listener.address().clone();
+    let near = thread::spawn(move || Link::connect(&address, wait));
+    let far = listener.accept(wait)?.ok_or("nobody connected")?;
+    // The handshake.
+    let _ = std::io::Write::write(&mut &far, &[])?;
+    let near = near.join().map_err(|_| "a thread panicked")??;
+    linked(near, far, bytes, rounds).map(Some)
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls(_bytes: usize, _rounds: u32) -> Result<Option<(Duration, Duration)>, Box<dyn Error>> {
+    Ok(None)
 }

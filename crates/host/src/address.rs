@@ -1,4 +1,4 @@
-//! Where a peer listens: `unix:PATH` or `tcp://HOST:PORT`.
+//! Where a peer listens: `unix:PATH`, `tcp://HOST:PORT` or `tls://HOST:PORT#PIN`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,14 +20,79 @@ pub enum Address {
         /// Port; 0 lets the system choose one to listen on.
         port: u16,
     },
+    /// A TCP port that speaks TLS 1.3.
+    Tls {
+        /// Name or number; an IPv6 number without its brackets.
+        host: String,
+        /// Port; 0 lets the system choose one to listen on.
+        port: u16,
+        /// Who listens there. Needed to connect.
+        pin: Option<Pin>,
+    },
+}
+
+/// Who a peer is: the SHA-256 of its public key (SubjectPublicKeyInfo). Its text is 64
+/// hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a hash is a hash, whoever computed it"
+)]
+pub struct Pin(pub [u8; 32]);
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Pin {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || AddressError::Pin {
+            text: text.to_owned(),
+        };
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(wrong());
+        }
+        let mut pin = Self([0; 32]);
+        for (byte, digits) in pin.0.iter_mut().zip(digits.chunks_exact(2)) {
+            for digit in digits {
+                let value = char::from(*digit)
+                    .to_digit(16)
+                    .filter(|_| !digit.is_ascii_uppercase());
+                let value = value.and_then(|value| u8::try_from(value).ok());
+                *byte = *byte << 4 | value.ok_or_else(wrong)?;
+            }
+        }
+        Ok(pin)
+    }
+}
+
+impl Address {
+    /// Who listens there, where the address says so.
+    pub fn pin(&self) -> Option<Pin> {
+        match self {
+            Self::Tls { pin, .. } => *pin,
+            Self::Unix(_) | Self::Tcp { .. } => None,
+        }
+    }
 }
 
 /// Why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// It starts with neither `unix:` nor `tcp://`.
-    #[error("{text:?} is neither unix:PATH nor tcp://HOST:PORT")]
+    /// It starts with none of `unix:`, `tcp://` and `tls://`.
+    #[error("{text:?} is none of unix:PATH, tcp://HOST:PORT and tls://HOST:PORT#PIN")]
     Scheme {
         /// The text.
         text: String,
@@ -38,15 +103,21 @@ pub enum AddressError {
         /// The text.
         text: String,
     },
-    /// `tcp://` without a host, or with an IPv6 number that is not in brackets.
+    /// No host, or with an IPv6 number that is not in brackets.
     #[error("{text:?} names no host; an IPv6 number goes in brackets")]
     Host {
         /// The text.
         text: String,
     },
-    /// `tcp://HOST` without a port from 0 to 65535.
+    /// A host without a port from 0 to 65535.
     #[error("{text:?} does not end in a port, :0 to :65535")]
     Port {
+        /// The text.
+        text: String,
+    },
+    /// What names a key is not 64 lower-case hexadecimal digits.
+    #[error("{text:?} is no pin: 64 hexadecimal digits, as a listener prints them")]
+    Pin {
         /// The text.
         text: String,
     },
@@ -63,7 +134,14 @@ impl FromStr for Address {
             }
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        let Some(rest) = text.strip_prefix("tcp://") else {
+        let (rest, pin) = if let Some(rest) = text.strip_prefix("tcp://") {
+            (rest, None)
+        } else if let Some(rest) = text.strip_prefix("tls://") {
+            let (rest, pin) = rest
+                .split_once('#')
+                .map_or((rest, None), |(rest, pin)| (rest, Some(pin)));
+            (rest, Some(pin.map(str::parse).transpose()?))
+        } else {
             return Err(AddressError::Scheme { text: owned() });
         };
         let Some((host, port)) = rest.rsplit_once(':') else {
@@ -81,9 +159,10 @@ impl FromStr for Address {
         if host.is_empty() || host.contains(odd) || host.contains(':') != bracketed {
             return Err(AddressError::Host { text: owned() });
         }
-        Ok(Self::Tcp {
-            host: host.to_owned(),
-            port,
+        let host = host.to_owned();
+        Ok(match pin {
+            None => Self::Tcp { host, port },
+            Some(pin) => Self::Tls { host, port, pin },
         })
     }
 }
@@ -92,8 +171,24 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{}:{port}", Host(host)),
+            Self::Tls { host, port, pin } => {
+                write!(f, "tls://{}:{port}", Host(host))?;
+                pin.iter().try_for_each(|pin| write!(f, "#{pin}"))
+            }
+        }
+    }
+}
+
+/// A host as it stands in an address.
+struct Host<'a>(&'a str);
+
+impl fmt::Display for Host<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') {
+            write!(f, "[{}]", self.0)
+        } else {
+            f.write_str(self.0)
         }
     }
 }
@@ -110,20 +205,48 @@ mod tests {
             "tcp://localhost:0",
             "tcp://10.0.0.7:65535",
             "tcp://[::1]:80",
+            "tls://localhost:0",
+            "tls://[::1]:80",
+            concat!(
+                "tls://10.0.0.7:7777#00112233445566778899aabbccddeeff",
+                "00112233445566778899aabbccddeeff"
+            ),
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }
 
     #[test]
+    fn what_is_no_pin_says_so() {
+        let digits = "0123456789abcdef".repeat(4);
+        let pin: Pin = digits.parse().unwrap();
+        assert_eq!(pin.0[..3], [0x01, 0x23, 0x45]);
+        for pin in [
+            "",
+            "00",
+            &digits[1..],
+            &digits.replace('a', "A"),
+            &digits.replace('0', "g"),
+            &format!("{digits}00"),
+            &digits.replace("01", "é"),
+        ] {
+            let error = AddressError::Pin {
+                text: pin.to_owned(),
+            };
+            assert_eq!(format!("tls://host:1#{pin}").parse::<Address>(), Err(error));
+        }
+    }
+
+    #[test]
     fn what_is_no_address_says_why() {
         type Why = fn(String) -> AddressError;
-        let cases: [(&str, Why); 13] = [
+        let cases: [(&str, Why); 14] = [
             ("", |text| AddressError::Scheme { text }),
             ("/run/x", |text| AddressError::Scheme { text }),
             ("http://h:1", |text| AddressError::Scheme { text }),
             ("unix:", |text| AddressError::Path { text }),
             ("unix:a\0b", |text| AddressError::Path { text }),
+            ("tls://host", |text| AddressError::Port { text }),
             ("tcp://host", |text| AddressError::Port { text }),
             ("tcp://host:", |text| AddressError::Port { text }),
             ("tcp://host:+1", |text| AddressError::Port { text }),

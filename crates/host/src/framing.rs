@@ -22,8 +22,8 @@ pub enum LinkError {
     /// The peer closed it between frames.
     #[error("the peer closed the link")]
     Closed,
-    /// The peer closed it inside a frame.
-    #[error("the link ended inside a frame")]
+    /// It ended inside a frame or, where a link has goodbyes, without one.
+    #[error("the link was cut off")]
     CutOff,
     /// The peer did not read.
     #[error("the peer read nothing for {} s", after.as_secs_f32())]
@@ -77,9 +77,9 @@ impl<R: Read> FrameReader<R> {
         let (first, rest) = header.split_at_mut(1);
         self.stream
             .read_exact(first)
-            .map_err(|error| match cut_off(error) {
-                LinkError::CutOff => LinkError::Closed,
-                other => other,
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => LinkError::Closed,
+                _ => cut_off(error),
             })?;
         self.stream.read_exact(rest).map_err(cut_off)?;
         let Header { kind, head, words } =
@@ -127,7 +127,7 @@ impl<R: Read> FrameReader<R> {
 
 fn cut_off(error: io::Error) -> LinkError {
     match error.kind() {
-        ErrorKind::UnexpectedEof => LinkError::CutOff,
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionAborted => LinkError::CutOff,
         _ => LinkError::Io(error),
     }
 }

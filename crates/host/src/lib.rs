@@ -1,6 +1,7 @@
 //! Effects: links, pumps, clock and entropy. Everything else in Larvatus is computation.
 //!
 //! * [`address`] and [`link`]: where a peer listens, and a connected stream to it,
+//! * `tls` (a feature): links that are encrypted, between keys that know each other,
 //! * [`framing`]: frames on a stream, limited before anything is allocated,
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
@@ -8,7 +9,7 @@
 //! * [`clock`]: time, CPU time and entropy.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A
-//! link is neither encrypted nor authenticated; what crosses it is masked and checked by others.
+//! link over TCP is neither encrypted nor authenticated; one over TLS is both.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
@@ -21,8 +22,10 @@ pub mod inprocess;
 pub mod link;
 pub mod pump;
 pub mod serve;
+#[cfg(feature = "tls")]
+pub mod tls;
 
-pub use address::Address;
+pub use address::{Address, Pin};
 pub use clock::{Clock, entropy, process_cpu, thread_cpu};
 pub use framing::LinkError;
 pub use inprocess::Pair;

@@ -14,7 +14,9 @@ use rustix::fs::{FlockOperation, Mode, Timespec, fchmod, flock};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-use crate::address::Address;
+use crate::address::{Address, Pin};
+#[cfg(feature = "tls")]
+use crate::tls::{self, HandshakeError, Identity};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -55,6 +57,42 @@ pub enum OpenError {
         /// The resolver's error, if it gave one.
         source: Option<io::Error>,
     },
+    /// An address to connect to over TLS does not say who listens there.
+    #[error(
+        "{address} does not say who listens there; give tls://HOST:PORT#PIN as the listener prints it"
+    )]
+    NoPin {
+        /// The address.
+        address: Address,
+    },
+    /// Somebody else listens there.
+    #[error("{address} is answered by somebody else, whose pin is {got}")]
+    OtherKey {
+        /// The address.
+        address: Address,
+        /// Who it is.
+        got: Pin,
+    },
+    /// What listens there does not speak TLS as it should.
+    #[error("no TLS connection to {address}: {source}")]
+    Handshake {
+        /// The address.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+    /// To listen over TLS takes an identity.
+    #[error("{address} cannot be listened on without an identity")]
+    NoIdentity {
+        /// The address.
+        address: Address,
+    },
+    /// This program was built without TLS.
+    #[error("{address}: this program was built without TLS")]
+    NoTls {
+        /// The address.
+        address: Address,
+    },
     /// No connection within the time.
     #[error("{address} did not answer within {} s", after.as_secs_f32())]
     TimedOut {
@@ -85,6 +123,8 @@ pub struct Link {
 enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<tls::Stream>),
 }
 
 impl Link {
@@ -95,54 +135,64 @@ impl Link {
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, OpenError> {
         let end = Instant::now() + timeout;
         let socket = match address {
-            Address::Unix(path) => connect_unix(path, end).map(Socket::Unix),
+            Address::Unix(path) => connect_unix(path, end)
+                .map(Socket::Unix)
+                .map_err(|source| not_open(address, timeout, source))?,
             Address::Tcp { host, port } => {
-                let all = (host.as_str(), *port).to_socket_addrs().map_err(|source| {
-                    OpenError::Unresolved {
-                        address: address.clone(),
-                        source: Some(source),
-                    }
-                })?;
-                let mut last = None;
-                for one in all {
-                    let left = end.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        last = Some(Err(io::ErrorKind::TimedOut.into()));
-                        break;
-                    }
-                    let result = TcpStream::connect_timeout(&one, left);
-                    let done = result.is_ok();
-                    last = Some(result);
-                    if done {
-                        break;
-                    }
-                }
-                let none = OpenError::Unresolved {
-                    address: address.clone(),
-                    source: None,
-                };
-                last.ok_or(none)?.and_then(|stream| {
-                    stream.set_nodelay(true)?;
-                    Ok(Socket::Tcp(stream))
-                })
+                Socket::Tcp(connect_tcp(address, host, *port, timeout, end)?)
             }
+            Address::Tls { .. } => return Self::connect_tls(address, None, timeout),
         };
-        let socket = socket.map_err(|source| {
-            let address = address.clone();
-            match source.kind() {
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-                    OpenError::Nobody { address }
-                }
-                io::ErrorKind::TimedOut => OpenError::TimedOut {
-                    address,
-                    after: timeout,
-                },
-                _ => OpenError::Io { address, source },
-            }
-        })?;
         Ok(Self {
             socket,
             peer: address.to_string(),
+        })
+    }
+
+    /// Connects over TLS to the listener whose pin the address has, as `identity` if one is given.
+    ///
+    /// # Errors
+    /// [`OpenError`]; of another kind of address, [`OpenError::NoPin`].
+    #[cfg(feature = "tls")]
+    pub fn connect_tls(
+        address: &Address,
+        identity: Option<&Identity>,
+        timeout: Duration,
+    ) -> Result<Self, OpenError> {
+        let end = Instant::now() + timeout;
+        let Address::Tls {
+            host,
+            port,
+            pin: Some(pin),
+        } = address
+        else {
+            return Err(OpenError::NoPin {
+                address: address.clone(),
+            });
+        };
+        let stream = connect_tcp(address, host, *port, timeout, end)?;
+        let left = end.saturating_duration_since(Instant::now());
+        let stream = tls::Stream::connect(stream, *pin, identity, left).map_err(|error| {
+            let address = address.clone();
+            match error {
+                HandshakeError::OtherKey(got) => OpenError::OtherKey { address, got },
+                HandshakeError::TimedOut => OpenError::TimedOut {
+                    address,
+                    after: timeout,
+                },
+                HandshakeError::Io(source) => OpenError::Handshake { address, source },
+            }
+        })?;
+        Ok(Self {
+            socket: Socket::Tls(Box::new(stream)),
+            peer: address.to_string(),
+        })
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn connect_tls(address: &Address, _: Option<()>, _: Duration) -> Result<Self, OpenError> {
+        Err(OpenError::NoTls {
+            address: address.clone(),
         })
     }
 
@@ -186,6 +236,8 @@ impl Link {
         match &self.socket {
             Socket::Unix(stream) => stream.set_write_timeout(timeout),
             Socket::Tcp(stream) => stream.set_write_timeout(timeout),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.set_write_timeout(timeout),
         }
     }
 
@@ -197,6 +249,8 @@ impl Link {
         match &self.socket {
             Socket::Unix(stream) => stream.shutdown(how),
             Socket::Tcp(stream) => stream.shutdown(how),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.shutdown(how),
         }
     }
 }
@@ -206,6 +260,8 @@ impl Read for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).read(to),
             Socket::Tcp(stream) => (&*stream).read(to),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.read(to),
         }
     }
 }
@@ -215,6 +271,8 @@ impl Write for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).write(from),
             Socket::Tcp(stream) => (&*stream).write(from),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.write_vectored(&[IoSlice::new(from)]),
         }
     }
 
@@ -222,6 +280,8 @@ impl Write for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).write_vectored(from),
             Socket::Tcp(stream) => (&*stream).write_vectored(from),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.write_vectored(from),
         }
     }
 
@@ -244,6 +304,8 @@ pub struct Listener {
 enum Bound {
     Unix(UnixListener),
     Tcp(TcpListener),
+    #[cfg(feature = "tls")]
+    Tls(TcpListener, tls::Acceptor),
 }
 
 impl Listener {
@@ -254,8 +316,58 @@ impl Listener {
     pub fn bind(address: &Address) -> Result<Self, OpenError> {
         match address {
             Address::Unix(path) => Self::bind_unix(address, path),
-            Address::Tcp { host, port } => Self::bind_tcp(address, host, *port),
+            Address::Tcp { host, port } => {
+                let (socket, port) = bind_tcp(address, host, *port)?;
+                let host = host.clone();
+                Ok(Self {
+                    socket: Bound::Tcp(socket),
+                    address: Address::Tcp { host, port },
+                    _file: None,
+                })
+            }
+            Address::Tls { .. } if cfg!(feature = "tls") => Err(OpenError::NoIdentity {
+                address: address.clone(),
+            }),
+            Address::Tls { .. } => Err(OpenError::NoTls {
+                address: address.clone(),
+            }),
         }
+    }
+
+    /// Starts to listen over TLS as `identity`, whose pin becomes part of the address. With keys
+    /// in `allow`, only whoever has one of them is served.
+    ///
+    /// # Errors
+    /// [`OpenError`]; of another kind of address, and of one with another pin,
+    /// [`OpenError::NoIdentity`].
+    #[cfg(feature = "tls")]
+    pub fn bind_tls(
+        address: &Address,
+        identity: &Identity,
+        allow: &[Pin],
+    ) -> Result<Self, OpenError> {
+        let own = identity.pin();
+        let address = address.clone();
+        let (host, port) = match &address {
+            Address::Tls { host, port, pin } if pin.is_none_or(|pin| pin == own) => (host, *port),
+            Address::Tls { .. } | Address::Tcp { .. } | Address::Unix(_) => {
+                return Err(OpenError::NoIdentity { address });
+            }
+        };
+        let (socket, port) = bind_tcp(&address, host, port)?;
+        let acceptor = tls::Acceptor::new(identity, allow).map_err(|error| OpenError::Io {
+            address: address.clone(),
+            source: io::Error::other(error),
+        })?;
+        Ok(Self {
+            socket: Bound::Tls(socket, acceptor),
+            address: Address::Tls {
+                host: host.clone(),
+                port,
+                pin: Some(own),
+            },
+            _file: None,
+        })
     }
 
     fn bind_unix(address: &Address, path: &Path) -> Result<Self, OpenError> {
@@ -293,35 +405,13 @@ impl Listener {
         })
     }
 
-    fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<Self, OpenError> {
-        let socket = TcpListener::bind((host, port)).and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            Ok((socket.local_addr()?, socket))
-        });
-        let (local, socket) = socket.map_err(|source| {
-            let address = address.clone();
-            match source.kind() {
-                io::ErrorKind::AddrInUse => OpenError::Taken { address },
-                _ => OpenError::Io { address, source },
-            }
-        })?;
-        let address = Address::Tcp {
-            host: host.to_owned(),
-            port: local.port(),
-        };
-        Ok(Self {
-            socket: Bound::Tcp(socket),
-            address,
-            _file: None,
-        })
-    }
-
     /// Where it listens; the port is the one that the system chose.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// The next connection, or `None` when none came within `wait`.
+    /// The next connection, or `None` when none came within `wait`. Over TLS its handshake is
+    /// still to come: whoever reads or writes first waits for it, at most 10 s.
     ///
     /// # Errors
     /// The system's error; the listener may be used further.
@@ -348,6 +438,15 @@ impl Listener {
                 stream.set_nonblocking(false)?;
                 Link::from_tcp(stream)
             }),
+            #[cfg(feature = "tls")]
+            Bound::Tls(socket, acceptor) => socket.accept().and_then(|(stream, peer)| {
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                Ok(Link {
+                    socket: Socket::Tls(Box::new(acceptor.accept(stream)?)),
+                    peer: format!("tls://{peer}"),
+                })
+            }),
         };
         match accepted {
             Ok(link) => Ok(Some(link)),
@@ -362,6 +461,8 @@ impl AsFd for Bound {
         match self {
             Self::Unix(socket) => socket.as_fd(),
             Self::Tcp(socket) => socket.as_fd(),
+            #[cfg(feature = "tls")]
+            Self::Tls(socket, _) => socket.as_fd(),
         }
     }
 }
@@ -393,6 +494,21 @@ fn lock_directory(path: &Path) -> Option<fs::File> {
     Some(directory)
 }
 
+fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<(TcpListener, u16), OpenError> {
+    let socket = TcpListener::bind((host, port)).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        let port = socket.local_addr()?.port();
+        Ok((socket, port))
+    });
+    socket.map_err(|source| {
+        let address = address.clone();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => OpenError::Taken { address },
+            _ => OpenError::Io { address, source },
+        }
+    })
+}
+
 fn bind_new(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let at = SocketAddrUnix::new(path)?;
     let socket = unix_socket()?;
@@ -410,6 +526,52 @@ fn bind_new(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let socket = UnixListener::from(socket);
     socket.set_nonblocking(true)?;
     Ok((socket, file))
+}
+
+/// Connects to the first of a host's network addresses that answers; small frames are sent at
+/// once.
+fn connect_tcp(
+    address: &Address,
+    host: &str,
+    port: u16,
+    timeout: Duration,
+    end: Instant,
+) -> Result<TcpStream, OpenError> {
+    let unresolved = |source| OpenError::Unresolved {
+        address: address.clone(),
+        source,
+    };
+    let all = (host, port).to_socket_addrs();
+    let mut last = None;
+    for one in all.map_err(|source| unresolved(Some(source)))? {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            last = Some(Err(io::ErrorKind::TimedOut.into()));
+            break;
+        }
+        let result = TcpStream::connect_timeout(&one, left);
+        let done = result.is_ok();
+        last = Some(result);
+        if done {
+            break;
+        }
+    }
+    let stream = last.ok_or_else(|| unresolved(None))?;
+    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    stream.map_err(|source| not_open(address, timeout, source))
+}
+
+/// Why nobody answers.
+fn not_open(address: &Address, timeout: Duration, source: io::Error) -> OpenError {
+    let address = address.clone();
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => OpenError::Nobody { address },
+        io::ErrorKind::TimedOut => OpenError::TimedOut {
+            address,
+            after: timeout,
+        },
+        _ => OpenError::Io { address, source },
+    }
 }
 
 /// Connects, and waits until `end` while the listener's queue is full.

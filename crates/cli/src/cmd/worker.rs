@@ -66,6 +66,6 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
 fn own_folder(args: &Args, address: &Address) -> Option<PathBuf> {
     match address {
         Address::Unix(path) if args.until_stdin_ends => path.parent().map(Path::to_owned),
-        Address::Unix(_) | Address::Tcp { .. } => None,
+        Address::Unix(_) | Address::Tcp { .. } | Address::Tls { .. } => None,
     }
 }

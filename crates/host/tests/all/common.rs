@@ -1,5 +1,6 @@
 //! Machines and places for tests of links.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -100,16 +101,33 @@ pub(crate) fn path() -> PathBuf {
 }
 
 /// A listener of each kind.
-pub(crate) fn listeners() -> [Listener; 2] {
+pub(crate) fn listeners() -> Vec<Listener> {
     let addresses = [Address::Unix(path()), "tcp://127.0.0.1:0".parse().unwrap()];
-    addresses.map(|address| Listener::bind(&address).unwrap())
+    let plain = addresses.map(|address| Listener::bind(&address).unwrap());
+    #[cfg(feature = "tls")]
+    let plain = plain.into_iter().chain([crate::tls::listener(&[])]);
+    plain.into_iter().collect()
 }
 
 /// Both ends of a link.
 pub(crate) fn connected(listener: &Listener) -> (Link, Link) {
-    let near = Link::connect(listener.address(), SOON).unwrap();
-    let far = listener.accept(SOON).unwrap().unwrap();
-    (near, far)
+    connected_by(listener, || {
+        Link::connect(listener.address(), SOON).unwrap()
+    })
+}
+
+/// Both ends of a link that `connect` makes.
+pub(crate) fn connected_by(
+    listener: &Listener,
+    connect: impl FnOnce() -> Link + Send,
+) -> (Link, Link) {
+    std::thread::scope(|scope| {
+        let near = scope.spawn(connect);
+        let far = listener.accept(SOON).unwrap().unwrap();
+        // Whoever writes first waits for the handshake, where there is one.
+        let _ = (&far).write(&[]);
+        (near.join().unwrap(), far)
+    })
 }
 
 pub(crate) fn pump(link: Link) -> Pump {

@@ -3,3 +3,5 @@
 mod common;
 mod links;
 mod serving;
+#[cfg(feature = "tls")]
+mod tls;
