@@ -4,6 +4,15 @@
 //! `head` bytes, then `words` 32-bit words. Field elements travel as words, so that a receiver
 //! reads them straight into an aligned buffer. The order of words is the order of the program's
 //! round: uploads on the way out, answers of the calls on the way back.
+//!
+//! A worker is asked for rounds of uploads that it is sent (`Call`). A dealer is asked for the
+//! same rounds of pads that it draws itself from a seed (`Deal`): word i of upload number n is word
+//! i of the stream (ticket, n, mask) under the seed as key, see [`larvatus_kernels::keystream`].
+//! Uploads are numbered through the whole program, see [`Program::first_upload`].
+//!
+//! [`Program::first_upload`]: crate::program::Program::first_upload
+
+use std::fmt;
 
 use crate::digest::Digest;
 use crate::wire::{DecodeError, Reader, Writer};
@@ -140,11 +149,32 @@ pub enum Request {
         /// The round's uploads, one after the other.
         words: Vec<u32>,
     },
+    /// Asks a dealer for one round of pads.
+    Deal {
+        /// Number of the call, never used twice in a connection.
+        call: u64,
+        /// Which round of the program.
+        round: u32,
+        /// Number of the inference, the first part of every stream's name.
+        ticket: u64,
+        /// What the pads of this inference come from.
+        seed: Seed,
+    },
     /// Ends the conversation.
     Bye,
 }
 
-/// What a worker says; every word of it is its own claim.
+/// The key of all pads of one inference. Its contents are never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seed(pub [u8; 32]);
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed(..)")
+    }
+}
+
+/// What a worker or a dealer says; every word of it is its own claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// Answers a hello.
@@ -166,7 +196,7 @@ pub enum Reply {
         /// The model it holds.
         model: Digest,
     },
-    /// The answers of a round's calls, one after the other.
+    /// The answers of a round's calls, one after the other: to a `Call` or to a `Deal`.
     Answer {
         /// Number of the call.
         call: u64,
@@ -188,6 +218,7 @@ mod kind {
     pub(super) const CHUNK: u8 = 3;
     pub(super) const CALL: u8 = 4;
     pub(super) const BYE: u8 = 5;
+    pub(super) const DEAL: u8 = 6;
     pub(super) const WELCOME: u8 = 65;
     pub(super) const WANT: u8 = 66;
     pub(super) const READY: u8 = 67;
@@ -222,6 +253,15 @@ impl Request {
                 head.u64(call).u32(round);
                 payload = words;
                 kind::CALL
+            }
+            Self::Deal {
+                call,
+                round,
+                ticket,
+                seed,
+            } => {
+                head.u64(call).u32(round).u64(ticket).bytes(&seed.0);
+                kind::DEAL
             }
             Self::Bye => kind::BYE,
         };
@@ -262,6 +302,12 @@ impl Request {
                 reader.finish()?;
                 return Ok(Self::Call { call, round, words });
             }
+            kind::DEAL => Self::Deal {
+                call: reader.u64()?,
+                round: reader.u32()?,
+                ticket: reader.u64()?,
+                seed: Seed(reader.digest()?.0),
+            },
             kind::BYE => Self::Bye,
             tag => {
                 return Err(DecodeError::UnknownTag {

@@ -18,4 +18,4 @@ pub mod program;
 pub mod wire;
 
 /// The protocol's version; both sides must speak the same one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

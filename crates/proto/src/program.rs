@@ -175,6 +175,16 @@ impl Program {
         &self.rounds
     }
 
+    /// Number of the first upload of a round, counted through all rounds; `None` where the program
+    /// has no such round.
+    pub fn first_upload(&self, round: usize) -> Option<usize> {
+        let before = self
+            .rounds
+            .get(..round)
+            .filter(|_| round < self.rounds.len())?;
+        Some(before.iter().map(|round| round.uploads.len()).sum())
+    }
+
     /// Words of the request of a round: its uploads together.
     pub fn request_words(&self, round: &Round) -> usize {
         round.uploads.iter().sum()

@@ -5,7 +5,7 @@
 //! | `AwaitHello` | a hello | welcome |
 //! | `AwaitOffer` | an offer | want or ready |
 //! | `AwaitChunks` | the bytes of an upload | ready when complete, want when out of order |
-//! | `AwaitCalls` | calls | an answer to each, in order |
+//! | `AwaitCalls` | calls, or deals where it is a dealer's | an answer to each, in order |
 //! | `Over` | nothing | |
 //!
 //! Whatever is repeated is answered again, so that a peer may retry anything whose answer it did
@@ -13,9 +13,14 @@
 //! request that a state cannot serve is answered by a failure that says why; only a frame that is
 //! no request, another version, silence and replies that nobody takes end the conversation.
 //!
+//! A dealer is a worker that is sent no uploads: it draws pads from seeds and answers with what the
+//! layers make of them. One service is the one or the other: who deals for an inference knows its
+//! pads and must not see its uploads.
+//!
 //! A call is computed when its answer is transmitted, so a peer that does not read makes the
 //! worker hold no answers, and of its calls no more than [`Limits::calls`](crate::Limits::calls).
 
+mod deal;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -32,6 +37,7 @@ use larvatus_proto::wire::DecodeError;
 use crate::backend::BackendError;
 use crate::limits::TooMuch;
 use crate::store::{Model, Store, StoreError};
+use deal::Pads;
 use states::{AwaitHello, Over, State};
 
 /// Replies that may wait to be sent; a peer that lets more wait does not read.
@@ -100,6 +106,21 @@ pub enum Refused {
     /// The call is not one of the program, or the engine failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A call where only deals are served.
+    #[error("this is a dealer, it computes no calls; a worker does")]
+    OnlyDeals,
+    /// A deal where only calls are served.
+    #[error("this is a worker, it deals nothing; `larvatus dealer` does")]
+    OnlyCalls,
+    /// The program has more uploads than streams have names for.
+    #[error(
+        "upload {got} of a program whose pads can be numbered up to {}",
+        u16::MAX
+    )]
+    UploadNumber {
+        /// The number.
+        got: usize,
+    },
     /// Too many calls wait.
     #[error("{limit} calls wait already")]
     Busy {
@@ -131,6 +152,7 @@ pub struct Service {
 #[derive(Debug)]
 struct Context {
     store: Arc<Store>,
+    role: Role,
     outbox: VecDeque<Pending>,
 }
 
@@ -144,6 +166,21 @@ enum Pending {
         round: u32,
         words: Vec<u32>,
     },
+    Deal {
+        model: Arc<Model>,
+        call: u64,
+        round: u32,
+        pads: Pads,
+    },
+}
+
+/// What a service computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Rounds of uploads.
+    Worker,
+    /// Rounds of pads.
+    Dealer,
 }
 
 impl Context {
@@ -159,19 +196,39 @@ impl Context {
         });
     }
 
+    /// Refuses one more call than may wait.
+    fn has_room(&self) -> Result<(), Refused> {
+        let limit = self.store.limits().calls;
+        if self.calls() < limit {
+            Ok(())
+        } else {
+            Err(Refused::Busy { limit })
+        }
+    }
+
     fn calls(&self) -> usize {
         self.outbox
             .iter()
-            .filter(|pending| matches!(pending, Pending::Call { .. }))
+            .filter(|pending| matches!(pending, Pending::Call { .. } | Pending::Deal { .. }))
             .count()
     }
 }
 
 impl Service {
-    /// A service over a store; `now` starts the time of silence.
+    /// A worker's service over a store; `now` starts the time of silence.
     pub fn new(store: Arc<Store>, now: Now) -> Self {
+        Self::of(Role::Worker, store, now)
+    }
+
+    /// A dealer's service over a store; `now` starts the time of silence.
+    pub fn dealer(store: Arc<Store>, now: Now) -> Self {
+        Self::of(Role::Dealer, store, now)
+    }
+
+    fn of(role: Role, store: Arc<Store>, now: Now) -> Self {
         let cx = Context {
             store,
+            role,
             outbox: VecDeque::new(),
         };
         Self {
@@ -187,7 +244,11 @@ impl Service {
         self.state = match request {
             Request::Hello { version: VERSION } => {
                 let name = self.cx.store.backend().name();
-                let name = format!("larvatus {}, {name}", env!("CARGO_PKG_VERSION"));
+                let role = match self.cx.role {
+                    Role::Worker => "larvatus",
+                    Role::Dealer => "larvatus dealer",
+                };
+                let name = format!("{role} {}, {name}", env!("CARGO_PKG_VERSION"));
                 self.cx.reply(Reply::Welcome {
                     version: VERSION,
                     name,
@@ -209,6 +270,12 @@ impl Service {
             } => state.offer(&mut self.cx, model, program, total),
             Request::Chunk { offset, bytes } => state.chunk(&mut self.cx, offset, &bytes),
             Request::Call { call, round, words } => state.call(&mut self.cx, call, round, words),
+            Request::Deal {
+                call,
+                round,
+                ticket,
+                seed,
+            } => state.deal(&mut self.cx, call, round, ticket, seed),
         };
     }
 
@@ -230,7 +297,8 @@ impl Machine for Service {
     fn limits(&self) -> FrameLimits {
         let words = match &self.state {
             State::Over(_) => return FrameLimits { head: 0, words: 0 },
-            State::Calls(state) => state.largest().max(CHUNK / 4),
+            State::Calls(state) if self.cx.role == Role::Worker => state.largest().max(CHUNK / 4),
+            State::Calls(_) => CHUNK / 4,
             State::Hello(_) | State::Offer(_) | State::Chunks(_) => CHUNK / 4,
         };
         FrameLimits {
@@ -258,26 +326,28 @@ impl Machine for Service {
         if std::mem::take(&mut self.worked) {
             self.active = now;
         }
-        let reply = match self.cx.outbox.pop_front()? {
-            Pending::Reply(reply) => reply,
+        let (call, answer) = match self.cx.outbox.pop_front()? {
+            Pending::Reply(reply) => return Some(reply.into_frame()),
             Pending::Call {
                 model,
                 call,
                 round,
                 words,
-            } => {
-                self.worked = true;
-                match model.loaded().call(round, &words) {
-                    Ok(words) => Reply::Answer { call, words },
-                    Err(why) => {
-                        let message = Refused::Backend(why).to_string();
-                        Reply::Failed {
-                            call: Some(call),
-                            message,
-                        }
-                    }
-                }
-            }
+            } => (call, model.loaded().call(round, &words)),
+            Pending::Deal {
+                model,
+                call,
+                round,
+                pads,
+            } => (call, pads.answer(&model, round)),
+        };
+        self.worked = true;
+        let reply = match answer {
+            Ok(words) => Reply::Answer { call, words },
+            Err(why) => Reply::Failed {
+                call: Some(call),
+                message: Refused::Backend(why).to_string(),
+            },
         };
         Some(reply.into_frame())
     }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use larvatus_proto::digest::Digest;
-use larvatus_proto::frame::{CHUNK, Reply};
-use larvatus_proto::program::{MAX_PROGRAM, Program};
+use larvatus_proto::frame::{CHUNK, Reply, Seed};
+use larvatus_proto::program::{MAX_PROGRAM, Program, Round};
 use larvatus_proto::wire::DecodeError;
 
-use super::{Context, Pending, Refused};
+use super::deal::Pads;
+use super::{Context, Pending, Refused, Role};
 use crate::backend::BackendError;
 use crate::store::{Model, Reservation};
 
@@ -107,6 +108,35 @@ impl State {
     }
 
     pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Vec<u32>) -> Self {
+        let computed = |state: &AwaitCalls, cx: &mut Context| match cx.role {
+            Role::Worker => state.call(cx, call, round, words),
+            Role::Dealer => Err(Refused::OnlyDeals),
+        };
+        self.compute(cx, call, computed)
+    }
+
+    pub(super) fn deal(
+        self,
+        cx: &mut Context,
+        call: u64,
+        round: u32,
+        ticket: u64,
+        seed: Seed,
+    ) -> Self {
+        let dealt = |state: &AwaitCalls, cx: &mut Context| match cx.role {
+            Role::Dealer => state.deal(cx, call, round, ticket, seed),
+            Role::Worker => Err(Refused::OnlyCalls),
+        };
+        self.compute(cx, call, dealt)
+    }
+
+    /// Does what takes a model, or says that there is none.
+    fn compute(
+        self,
+        cx: &mut Context,
+        call: u64,
+        work: impl FnOnce(&AwaitCalls, &mut Context) -> Result<(), Refused>,
+    ) -> Self {
         let refused = match &self {
             Self::Hello(_) => Err(Refused::NoHello),
             Self::Offer(_) => Err(Refused::NoOffer),
@@ -114,7 +144,7 @@ impl State {
                 got: state.got(),
                 total: state.total,
             }),
-            Self::Calls(state) => state.call(cx, call, round, words),
+            Self::Calls(state) => work(state, cx),
             Self::Over(_) => Ok(()),
         };
         if let Err(why) = refused {
@@ -269,11 +299,7 @@ impl AwaitCalls {
         words: Vec<u32>,
     ) -> Result<(), Refused> {
         let program = self.model.program();
-        let rounds = program.rounds().len();
-        let steps = usize::try_from(round)
-            .ok()
-            .and_then(|index| program.rounds().get(index));
-        let steps = steps.ok_or(BackendError::Round { round, rounds })?;
+        let (_, steps) = self.round(round)?;
         let (expected, got) = (program.request_words(steps), words.len());
         if got != expected {
             return Err(BackendError::Words {
@@ -283,10 +309,7 @@ impl AwaitCalls {
             }
             .into());
         }
-        let limit = cx.store.limits().calls;
-        if cx.calls() >= limit {
-            return Err(Refused::Busy { limit });
-        }
+        cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Call {
             model,
@@ -295,5 +318,38 @@ impl AwaitCalls {
             words,
         });
         Ok(())
+    }
+
+    fn deal(
+        &self,
+        cx: &mut Context,
+        call: u64,
+        round: u32,
+        ticket: u64,
+        seed: Seed,
+    ) -> Result<(), Refused> {
+        let (index, steps) = self.round(round)?;
+        let first = self.model.program().first_upload(index).unwrap_or(0);
+        let pads = Pads::new(seed, ticket, first, &steps.uploads)?;
+        cx.has_room()?;
+        let model = Arc::clone(&self.model);
+        cx.outbox.push_back(Pending::Deal {
+            model,
+            call,
+            round,
+            pads,
+        });
+        Ok(())
+    }
+
+    /// A round of the program, and which it is.
+    fn round(&self, round: u32) -> Result<(usize, &Round), Refused> {
+        let rounds = self.model.program().rounds();
+        let index = usize::try_from(round).unwrap_or(usize::MAX);
+        let none = BackendError::Round {
+            round,
+            rounds: rounds.len(),
+        };
+        Ok((index, rounds.get(index).ok_or(none)?))
     }
 }

@@ -1,3 +1,5 @@
+mod dealing;
+
 use larvatus_kernels::linear::{MatMul, Shape, Weights};
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
