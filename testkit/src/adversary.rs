@@ -1,9 +1,10 @@
-//! Workers that lie.
+//! Workers that lie, and dealers.
 //!
 //! A [`Liar`] has an honest worker inside and alters what it says in one way, its [`Lie`]. The
 //! honest worker keeps the rest of the conversation right, so that nothing but the lie can be what
 //! the session objects to.
 
+mod dealer;
 mod tamper;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use larvatus_proto::program::{Program, WorkerModel};
 use larvatus_worker::Service;
 
 use crate::pair::{Peer, honest};
+pub use dealer::{DealerLie, LyingDealer};
 pub use tamper::{At, Second, Tamper};
 
 /// What a liar does.

@@ -41,6 +41,40 @@ pub fn honest() -> Service {
     Service::new(Store::new(Box::new(cpu), Limits::default()), Duration::ZERO)
 }
 
+/// An honest dealer with a store of its own.
+///
+/// # Panics
+/// Where the system gives no thread.
+pub fn honest_dealer() -> Service {
+    let cpu = Cpu::new(NonZeroUsize::MIN).expect("one thread");
+    Service::dealer(Store::new(Box::new(cpu), Limits::default()), Duration::ZERO)
+}
+
+/// Carries frames between a trusted side's machine and its peer, in order and at once, until
+/// neither has more to say. A header beyond the receiver's limits ends the link, and so does a peer
+/// that has finished.
+pub fn converse(trusted: &mut dyn Machine, peer: &mut dyn Machine, now: Now) {
+    let hand_over =
+        |frame: Frame, to: &mut dyn Machine| match Header::decode(frame.header(), to.limits()) {
+            Ok(_) => to.receive(frame, now),
+            Err(why) => to.disconnected(LinkEnd::Malformed(why), now),
+        };
+    let mut moved = true;
+    while std::mem::take(&mut moved) {
+        while let Some(frame) = trusted.transmit(now) {
+            hand_over(frame, peer);
+            moved = true;
+        }
+        while let Some(frame) = peer.transmit(now) {
+            hand_over(frame, trusted);
+            moved = true;
+        }
+    }
+    if peer.finished() {
+        trusted.disconnected(LinkEnd::Closed, now);
+    }
+}
+
 /// What a link does to frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Conditions {

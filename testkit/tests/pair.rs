@@ -63,6 +63,7 @@ fn eight_inferences_over_a_rough_link_give_the_sequential_answers_within_their_w
         window: 8,
         answer_within: Duration::from_secs(3600),
         retry_after: Some(Duration::from_millis(100)),
+        ..Settings::default()
     };
     let expected: Vec<_> = (0..8).map(|seed| exact(&plan, &network, seed)).collect();
     let (mut lost, mut reordered) = (false, false);

@@ -225,6 +225,7 @@ fn a_retry_sends_the_same_bytes() {
         window: 4,
         answer_within: Duration::from_secs(3600),
         retry_after: Some(Duration::from_millis(100)),
+        ..Settings::default()
     };
     let setup = Setup {
         settings,

@@ -113,7 +113,8 @@ impl Checked {
 ///
 /// `words` has the layer's outputs (the caller has compared the length). `reader` is the layer's
 /// place among the upload's readers. One combined check of the worker's answer and `u` is right
-/// here, because `u` is the trusted side's own: it holds no relation between two parties' secrets.
+/// here, because `u` is the trusted side's own or was checked by itself when it came from a dealer:
+/// it holds no relation between two parties' secrets.
 ///
 /// # Errors
 /// [`WorkerMisbehaved`] where a word is no field element or an image's equation does not hold; the

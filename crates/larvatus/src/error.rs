@@ -153,6 +153,165 @@ pub enum WorkerFailed {
     },
 }
 
+/// Proof, from bytes we received, that a dealer did not follow the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DealerMisbehaved {
+    /// A u fails its check.
+    #[error(
+        "layer {layer}: u for image {image} is not what the layer makes of the pad (repetition {repetition})"
+    )]
+    WrongU {
+        /// Which layer.
+        layer: LayerId,
+        /// Which image of the call.
+        image: usize,
+        /// Which repetition failed first.
+        repetition: usize,
+    },
+    /// A u holds a word that encodes no field element.
+    #[error("layer {layer}: u for image {image} holds a word of p or more")]
+    NotCanonical {
+        /// Which layer.
+        layer: LayerId,
+        /// Which image of the call.
+        image: usize,
+    },
+    /// An answer does not have the size that the round yields.
+    #[error("round {round}: the answer has {got} words, the round yields {expected}")]
+    AnswerLength {
+        /// Which round.
+        round: usize,
+        /// Words the round yields.
+        expected: usize,
+        /// Words received.
+        got: usize,
+    },
+    /// An answer names a call that was never made.
+    #[error("an answer to call {call}, which was never made ({made} were)")]
+    UnknownCall {
+        /// The call named.
+        call: u64,
+        /// Calls made.
+        made: u64,
+    },
+    /// A second answer to a call.
+    #[error("one more answer to call {call}")]
+    AnsweredAgain {
+        /// The call named.
+        call: u64,
+    },
+    /// The dealer speaks of another model than the one it was offered.
+    #[error("the dealer names model {got}, it was offered {offered}")]
+    OtherModel {
+        /// The model offered.
+        offered: Digest,
+        /// The model named.
+        got: Digest,
+    },
+    /// The dealer asks for bytes beyond the end of the model.
+    #[error("the dealer asks for byte {from} of a model of {total} bytes")]
+    BeyondModel {
+        /// The first byte asked for.
+        from: u64,
+        /// Bytes there are.
+        total: u64,
+    },
+    /// A frame that is no message of the protocol.
+    #[error("not a message of the protocol: {0}")]
+    Malformed(DecodeError),
+    /// A message that the protocol does not have at this point.
+    #[error("{message} where {awaited} was awaited")]
+    OutOfTurn {
+        /// What came.
+        message: &'static str,
+        /// What the protocol has here.
+        awaited: &'static str,
+    },
+}
+
+impl DealerMisbehaved {
+    /// The layer concerned, if it is one.
+    pub fn layer(&self) -> Option<LayerId> {
+        match self {
+            Self::WrongU { layer, .. } | Self::NotCanonical { layer, .. } => Some(*layer),
+            Self::AnswerLength { .. }
+            | Self::UnknownCall { .. }
+            | Self::AnsweredAgain { .. }
+            | Self::OtherModel { .. }
+            | Self::BeyondModel { .. }
+            | Self::Malformed(_)
+            | Self::OutOfTurn { .. } => None,
+        }
+    }
+
+    /// The kind of lie, as a stable word for reports.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::WrongU { .. } => "wrong-u",
+            Self::NotCanonical { .. } => "not-canonical",
+            Self::AnswerLength { .. } => "answer-length",
+            Self::UnknownCall { .. } => "unknown-call",
+            Self::AnsweredAgain { .. } => "answered-again",
+            Self::OtherModel { .. } => "other-model",
+            Self::BeyondModel { .. } => "beyond-model",
+            Self::Malformed(_) => "malformed",
+            Self::OutOfTurn { .. } => "out-of-turn",
+        }
+    }
+}
+
+/// A dealer that is gone, slow or unable: no proof of a lie.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DealerFailed {
+    /// Nothing came in time.
+    #[error("the dealer did not send {awaited} within {within:?}")]
+    TimedOut {
+        /// What was awaited.
+        awaited: &'static str,
+        /// How long.
+        within: Duration,
+    },
+    /// The link ended.
+    #[error("the link to the dealer ended while {awaited} was awaited")]
+    Disconnected {
+        /// What was awaited.
+        awaited: &'static str,
+    },
+    /// The dealer says that it cannot.
+    #[error("the dealer refuses: {message}")]
+    Refused {
+        /// Its words.
+        message: String,
+    },
+    /// What answered does not speak the protocol: no dealer, so no liar either.
+    #[error("what answers there is no larvatus dealer ({0}); check the address")]
+    NotADealer(DecodeError),
+    /// The dealer speaks another version.
+    #[error(
+        "the dealer speaks protocol version {theirs}, this program {ours}; update the older one"
+    )]
+    Version {
+        /// Ours.
+        ours: u16,
+        /// Theirs.
+        theirs: u16,
+    },
+}
+
+/// Why a dealer makes no further tickets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DealError {
+    /// The dealer lied.
+    #[error("the dealer lied: {0}")]
+    Dealer(#[from] DealerMisbehaved),
+    /// The dealer is gone or slow.
+    #[error(transparent)]
+    Failed(#[from] DealerFailed),
+}
+
 /// Why an inference has no output.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -201,6 +360,12 @@ pub enum SupplyError {
         /// The set's worker model.
         got: Digest,
     },
+    /// Whoever knows its pads would see what they hide.
+    #[error("the dealer of these tickets is the worker itself; they may not be one and the same")]
+    DealerIsWorker,
+    /// Its dealer knows its pads, and the worker might be that dealer.
+    #[error("tickets of a dealer need a worker whose key is known, to tell the two apart")]
+    WorkerUnknown,
     /// It has not one u for each call.
     #[error("{got} unmasks, the plan has {expected} calls")]
     Calls {

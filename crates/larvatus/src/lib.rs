@@ -7,6 +7,7 @@
 //! * [`policy`]: what the owner demands, or a preset's name,
 //! * [`plan`]: what is done about it, layer by layer, with guarantees that are computed,
 //! * [`secret`]: entropy, one-time tickets, check vectors,
+//! * [`dealer`]: tickets from a second machine that works for this one,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
 //! * [`exact`]: the same network, all of it here,
 //! * [`error`]: what can go wrong, split by whose fault it is.
@@ -40,6 +41,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+pub mod dealer;
 mod engine;
 pub mod error;
 pub mod exact;

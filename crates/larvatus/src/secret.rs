@@ -39,6 +39,8 @@ impl Entropy {
 const MASKS: &str = "larvatus 2026 session key v2: masks";
 const SEED: &str = "larvatus 2026 inference seed v1";
 const CHECKS: &str = "larvatus 2026 session key v1: check vectors";
+const DEALT_MASKS: &str = "larvatus 2026 dealing key v1: masks";
+const DEALT_CHECKS: &str = "larvatus 2026 dealing key v1: check vectors";
 
 /// One-way derivation; `parts` have fixed lengths under each label.
 fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
@@ -258,6 +260,14 @@ impl Provisioner {
         }
     }
 
+    /// Seeds that a dealer is told; they are no session's own, even of the same entropy.
+    pub(crate) fn for_dealer(entropy: &Entropy, plan: &Plan) -> Self {
+        Self {
+            masks: entropy.derive(DEALT_MASKS, plan),
+            next: 0,
+        }
+    }
+
     /// The number and the seed of the next inference. The seed says nothing about others.
     pub(crate) fn next_seed(&mut self) -> (u64, Seed) {
         let number = self.next;
@@ -310,14 +320,28 @@ pub(crate) struct LayerChecks {
 impl Checks {
     /// Draws the vectors: each entry of t and s uniform over F_p, so that a wrong answer passes
     /// one repetition with a chance of at most 2/p.
-    pub(crate) fn new(entropy: &Entropy, plan: &Arc<Plan>) -> Self {
-        let key = Key::new(*entropy.derive(CHECKS, plan));
+    pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
+        Self::draw(entropy, CHECKS, plan, plan.repetitions())
+    }
+
+    /// Vectors for a dealer's u, in which the plan's worker has no part; two repetitions at least.
+    pub(crate) fn for_dealer(entropy: &Entropy, plan: &Plan) -> Self {
+        Self::draw(entropy, DEALT_CHECKS, plan, plan.repetitions().max(2))
+    }
+
+    fn draw(entropy: &Entropy, label: &str, plan: &Plan, repetitions: usize) -> Self {
+        let key = Key::new(*entropy.derive(label, plan));
         let layers = plan.layers().iter().zip(0_u64..);
         Self(
             layers
-                .map(|(layer, id)| LayerChecks::new(&key, id, layer, plan.repetitions()))
+                .map(|(layer, id)| LayerChecks::new(&key, id, layer, repetitions))
                 .collect(),
         )
+    }
+
+    /// The vectors of each layer.
+    pub(crate) fn into_layers(self) -> impl Iterator<Item = LayerChecks> {
+        self.0.into_iter()
     }
 
     /// No vectors: for plans and runs that check nothing.

@@ -22,7 +22,7 @@ use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use crate::error::{InferError, InputError, SupplyError, WorkerFailed, WorkerMisbehaved};
 use crate::plan::Plan;
 use crate::policy::Hiding;
-use crate::secret::{Checks, Entropy, Provisioner, TicketSet};
+use crate::secret::{Checks, Entropy, Identity, Origin, Provisioner, TicketSet};
 use crate::tensor::Tensor;
 use flight::Flight;
 
@@ -37,6 +37,9 @@ pub struct Settings {
     /// When to send a request again, byte for byte, if no answer came. Links that lose nothing
     /// (sockets) need none.
     pub retry_after: Option<Duration>,
+    /// Who the worker is, where its link has proved it. Tickets whose pads somebody else knows are
+    /// used with a worker that is known to be another.
+    pub worker: Option<Identity>,
 }
 
 impl Default for Settings {
@@ -45,6 +48,7 @@ impl Default for Settings {
             window: 4,
             answer_within: Duration::from_secs(60),
             retry_after: None,
+            worker: None,
         }
     }
 }
@@ -178,9 +182,18 @@ impl Session {
     /// session that is over erases it.
     ///
     /// # Errors
-    /// [`SupplyError`] where it was made for another plan or other weights; it is erased.
+    /// [`SupplyError`] where it was made for another plan or other weights, or by a dealer who is
+    /// the worker or might be; it is erased.
     pub fn supply(&mut self, set: TicketSet) -> Result<(), SupplyError> {
         set.belongs_to(&self.plan)?;
+        match (set.origin(), self.settings.worker) {
+            (Origin::Own | Origin::Stored, _) => {}
+            (Origin::Dealer(_), None) => return Err(SupplyError::WorkerUnknown),
+            (Origin::Dealer(dealer), Some(worker)) if dealer == worker => {
+                return Err(SupplyError::DealerIsWorker);
+            }
+            (Origin::Dealer(_), Some(_)) => {}
+        }
         if self.provisioner.is_some() {
             self.tickets.push_back(set);
         }

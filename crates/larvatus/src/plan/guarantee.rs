@@ -92,6 +92,15 @@ impl Guarantees {
         }
     }
 
+    /// The same where a dealer makes u: its answers are checked by as many equations again.
+    pub fn with_dealer(self) -> Self {
+        Self {
+            per_inference: self.per_inference.any_of(2),
+            lifetime: self.lifetime.any_of(2),
+            ..self
+        }
+    }
+
     /// One sentence for people.
     pub fn sentence(&self) -> String {
         let privacy = match self.input_privacy {

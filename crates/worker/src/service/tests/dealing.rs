@@ -79,7 +79,7 @@ fn who_deals_does_not_compute_and_who_computes_does_not_deal() {
         ask(&mut service, deal(5, 0))[..],
         [Reply::Answer { call: 5, .. }]
     ));
-    let mut service = ready_with(super::service(), &model);
+    let mut service = ready_with(service(), &model);
     let refused = failed(Some(5), Refused::OnlyCalls);
     assert_eq!(ask(&mut service, deal(5, 0)), refused);
     assert_eq!(ask(&mut service, call(4, &[1, 2, 3])), answer(4, 12));
@@ -142,5 +142,5 @@ fn a_dealer_takes_no_large_frames_once_it_has_the_model() {
     let model = model_of(1 << 19, 1);
     let words = |service: &Service| service.limits().words;
     assert_eq!(words(&ready_with(dealer(), &model)), CHUNK / 4);
-    assert_eq!(words(&ready_with(super::service(), &model)), 1 << 19);
+    assert_eq!(words(&ready_with(service(), &model)), 1 << 19);
 }
