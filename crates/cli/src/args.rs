@@ -21,7 +21,11 @@ pub(crate) enum Command {
     /// Show what would be done, layer by layer, and what it guarantees.
     Plan(Plan),
     /// Serve as an untrusted worker.
-    Worker(Worker),
+    Worker(Serve),
+    /// Serve as a dealer: make the tickets of others, whose inputs never come here.
+    Dealer(Serve),
+    /// Show the pin by which tls:// listeners know a key, for their --allow.
+    Identity(Identity),
     /// Measure a model in every mode.
     Bench(Bench),
 }
@@ -59,10 +63,12 @@ pub(crate) struct Run {
     /// Where to write the report (.json).
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// A worker: unix:PATH or tcp://HOST:PORT. The first is used; the next ones step in when it
-    /// fails. Without any, a worker process is started here and stopped at the end.
+    /// A worker: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN. The first is used; the next ones
+    /// step in when it fails. Without any, a worker process is started here and stopped at the end.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Vec<String>,
+    #[command(flatten)]
+    pub(crate) dealing: Dealing,
     /// Show the K most likely classes.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub(crate) top: usize,
@@ -84,6 +90,24 @@ pub(crate) struct Run {
     /// Print the report instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Who makes the tickets, and as whom this program connects.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Dealing {
+    /// A dealer, tls://HOST:PORT#PIN, that makes the tickets; without one they are made here. It and
+    /// the workers must be parties that do not work together, and every worker is named by a
+    /// tls:// address, too.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) dealer: Option<String>,
+    /// The key by which tls:// listeners know this program, where they demand one; made where
+    /// there is none.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Let a dealer and workers be Unix sockets of this machine, where the system's administrator
+    /// reads both: for tests.
+    #[arg(long, requires = "dealer")]
+    pub(crate) danger_local_dealer: bool,
 }
 
 /// How a photograph becomes the model's input.
@@ -110,20 +134,33 @@ pub(crate) struct Plan {
 }
 
 #[derive(clap::Args, Debug)]
-pub(crate) struct Worker {
-    /// Where to listen: unix:PATH or tcp://HOST:PORT.
+pub(crate) struct Serve {
+    /// Where to listen: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: String,
+    /// The key of a tls:// listener, made where there is none; identity.key in larvatus's folder
+    /// for configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Serve only who connects with the key of this pin (tls:// only); everybody where not given.
+    #[arg(long, value_name = "PIN")]
+    pub(crate) allow: Vec<String>,
     /// Threads for the linear algebra; all cores where not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Memory for models, in MiB.
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub(crate) memory: u64,
-    /// Stop when standard input ends, and remove the socket's folder: for a worker that its caller
+    /// Stop when standard input ends, and remove the socket's folder: for a process that its caller
     /// started.
     #[arg(long, hide = true)]
     pub(crate) until_stdin_ends: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Identity {
+    /// The key, made where there is none; where not given the one that this machine listens with.
+    pub(crate) file: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -136,9 +173,14 @@ pub(crate) struct Bench {
     /// Inferences measured in each mode.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) runs: usize,
-    /// Threads of the worker.
+    /// Threads of the worker that is started here.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) threads: usize,
+    /// Measure with this worker instead: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) worker: Option<String>,
+    #[command(flatten)]
+    pub(crate) dealing: Dealing,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

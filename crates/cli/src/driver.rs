@@ -1,23 +1,29 @@
 //! A session, a worker's address and inputs: runs them through, and measures what it took.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
+use larvatus::error::{DealerMisbehaved, InferError, WorkerFailed, WorkerMisbehaved};
 use larvatus::plan::Plan;
 use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::tensor::Tensor;
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, Link, OpenError, Pump, entropy, process_cpu};
+use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu, thread_cpu};
 use larvatus_proto::machine::Machine;
 
+use crate::parties::Parties;
 use crate::report::Cpu;
+use crate::tickets::{Taken, Tickets};
 
 /// Longest silence between two looks at the clock.
 const STEP: Duration = Duration::from_millis(200);
+
+/// The same while tickets are awaited.
+const SOON: Duration = Duration::from_millis(2);
 
 /// How a run over workers ended.
 pub(crate) struct Outcome {
@@ -30,23 +36,51 @@ pub(crate) struct Outcome {
     pub(crate) lie: Option<Lie>,
     /// Workers that failed before, and why.
     pub(crate) failures: Vec<String>,
+    /// Where the tickets came from.
+    pub(crate) sources: Sources,
 }
 
-/// A worker caught lying.
-pub(crate) struct Lie {
-    pub(crate) worker: String,
-    pub(crate) layer: Option<String>,
-    pub(crate) what: WorkerMisbehaved,
+/// A party caught lying.
+pub(crate) enum Lie {
+    Worker {
+        worker: String,
+        layer: Option<String>,
+        what: WorkerMisbehaved,
+    },
+    Dealer {
+        dealer: String,
+        layer: Option<String>,
+        what: DealerMisbehaved,
+    },
+}
+
+/// Where the tickets of inferences came from.
+#[derive(Clone, Default)]
+pub(crate) struct Sources {
+    /// Made here.
+    pub(crate) own: usize,
+    /// From the dealer.
+    pub(crate) dealt: usize,
+    pub(crate) dealer: Option<String>,
+    /// Why the dealer made no more.
+    pub(crate) dealer_gone: Option<String>,
 }
 
 /// Runs `inputs` on the first of `workers` that serves; the next steps in where one fails.
 pub(crate) fn drive(
     plan: &Arc<Plan>,
     workers: &[String],
+    parties: &Parties,
     inputs: &[Vec<Tensor>],
     settings: &Settings,
     show: bool,
 ) -> Result<Outcome> {
+    let (ahead, within) = (settings.window.max(1) + 1, settings.answer_within);
+    let mut tickets = Tickets::from_dealer(plan, parties, ahead, within)?;
+    let mut sources = Sources {
+        dealer: tickets.as_ref().map(|tickets| tickets.dealer.clone()),
+        ..Sources::default()
+    };
     let mut outputs: Vec<Option<Output>> = inputs.iter().map(|_| None).collect();
     let mut cpu = Cpu::default();
     let mut wall = Duration::ZERO;
@@ -55,7 +89,7 @@ pub(crate) fn drive(
         let open: Vec<usize> = (0..inputs.len())
             .filter(|ix| outputs[*ix].is_none())
             .collect();
-        let mut run = match Run::connect(plan, address, settings, show) {
+        let mut run = match Run::connect(plan, address, parties, settings, show) {
             Ok(run) => run,
             Err(err) => {
                 failures.push(of_worker(address, &next_step(address, &err)));
@@ -64,7 +98,7 @@ pub(crate) fn drive(
         };
         let started = Instant::now();
         let end = match run.agree()? {
-            End::Done => run.infer(inputs, &open, &mut outputs)?,
+            End::Done => run.infer(inputs, &open, &mut outputs, &mut tickets, &mut sources)?,
             other => other,
         };
         wall += started.elapsed();
@@ -80,12 +114,17 @@ pub(crate) fn drive(
             }
             End::Lied(what) => {
                 let layer = what.layer().map(|id| plan.layer_name(id).to_owned());
-                Some(Lie {
+                Some(Lie::Worker {
                     worker: worker.clone(),
                     layer,
                     what,
                 })
             }
+            End::DealerLied(layer, what) => Some(Lie::Dealer {
+                dealer: sources.dealer.clone().unwrap_or_default(),
+                layer,
+                what,
+            }),
         };
         let outputs = outputs.into_iter().flatten().collect();
         return Ok(Outcome {
@@ -95,6 +134,7 @@ pub(crate) fn drive(
             worker,
             lie,
             failures,
+            sources,
         });
     }
     anyhow::bail!("no worker could do it: {}", failures.join("; "))
@@ -120,10 +160,20 @@ fn next_step(address: &str, err: &anyhow::Error) -> String {
     }
 }
 
+/// What became of the wish for tickets.
+enum Ticket {
+    Dealt,
+    /// Made here, with so much CPU time.
+    Own(Duration),
+    NotYet,
+    Lie(Option<String>, DealerMisbehaved),
+}
+
 enum End {
     Done,
     Failed(String),
     Lied(WorkerMisbehaved),
+    DealerLied(Option<String>, DealerMisbehaved),
 }
 
 /// One session on one link.
@@ -133,14 +183,26 @@ struct Run {
     clock: Clock,
     cpu: Cpu,
     show: bool,
+    /// Why the other end does not talk to us.
+    denied: Option<String>,
 }
 
 impl Run {
     /// Connects, and draws the session's secrets.
-    fn connect(plan: &Arc<Plan>, address: &str, settings: &Settings, show: bool) -> Result<Self> {
+    fn connect(
+        plan: &Arc<Plan>,
+        address: &str,
+        parties: &Parties,
+        settings: &Settings,
+        show: bool,
+    ) -> Result<Self> {
         let before = process_cpu();
         let parsed: Address = address.parse()?;
-        let link = Link::connect(&parsed, settings.answer_within)?;
+        let link = parties.connect(&parsed, settings.answer_within)?;
+        let settings = &Settings {
+            worker: parties.known(&parsed),
+            ..settings.clone()
+        };
         let session = Session::new(Arc::clone(plan), Entropy::new(entropy()?), settings.clone());
         let clock = Clock::start();
         // Room for every answer that may be on its way, so that both sides can write at once.
@@ -167,6 +229,7 @@ impl Run {
             clock,
             cpu,
             show,
+            denied: None,
         })
     }
 
@@ -181,7 +244,7 @@ impl Run {
             if let Some(end) = self.failure() {
                 break end;
             }
-            self.step()?;
+            self.step(STEP)?;
             if let Some((sent, total)) = self.session.uploading() {
                 bar.set_length(total);
                 bar.set_position(sent);
@@ -195,6 +258,11 @@ impl Run {
     /// How the session has failed, if it has. Who never introduced itself as a worker does not
     /// lie: it is something else.
     fn failure(&self) -> Option<End> {
+        if let Some(why) = &self.denied {
+            return Some(End::Failed(format!(
+                "{why}; --identity names the one to use"
+            )));
+        }
         Some(match self.session.failure()? {
             InferError::Worker(WorkerMisbehaved::Malformed(why))
                 if self.session.worker_name().is_none() =>
@@ -211,8 +279,12 @@ impl Run {
         })
     }
 
-    fn step(&mut self) -> Result<()> {
-        match self.pump.step(&mut self.session, STEP) {
+    fn step(&mut self, wait: Duration) -> Result<()> {
+        match self.pump.step(&mut self.session, wait) {
+            Err(LinkError::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
+                self.denied = Some(error.to_string());
+                Ok(())
+            }
             // The session knows why the link ended and says it better.
             Err(_) if self.session.failure().is_some() => Ok(()),
             other => other.map(|_| ()).context("link to the worker"),
@@ -225,8 +297,16 @@ impl Run {
         inputs: &[Vec<Tensor>],
         open: &[usize],
         outputs: &mut [Option<Output>],
+        tickets: &mut Option<Tickets>,
+        sources: &mut Sources,
     ) -> Result<End> {
         let before = process_cpu();
+        let dealing =
+            |tickets: &Option<Tickets>| tickets.as_ref().map_or(Duration::ZERO, Tickets::cpu);
+        let dealt_before = dealing(tickets);
+        if let Some(tickets) = tickets {
+            tickets.order(open.len());
+        }
         let mut offline = Duration::ZERO;
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
         let mut waiting = open.iter().copied();
@@ -237,16 +317,24 @@ impl Run {
             if done == open.len() {
                 break End::Done;
             }
-            while self.session.has_room()
-                && let Some(input) = waiting.next()
-            {
-                let at = process_cpu();
-                self.session.provision(1);
-                offline += process_cpu() - at;
+            let mut wait = STEP;
+            while self.session.has_room() && waiting.len() > 0 {
+                let idle = self.session.pending() == 0;
+                let patience = if idle { STEP } else { Duration::ZERO };
+                match self.ticket(tickets, sources, patience)? {
+                    Ticket::Dealt => {}
+                    Ticket::Own(cpu) => offline += cpu,
+                    Ticket::NotYet => {
+                        wait = SOON;
+                        break;
+                    }
+                    Ticket::Lie(layer, what) => return Ok(End::DealerLied(layer, what)),
+                }
+                let Some(input) = waiting.next() else { break };
                 let now = self.clock.now();
                 begun.push((self.session.begin(inputs[input].clone(), now)?, input));
             }
-            self.step()?;
+            self.step(wait)?;
             while let Some((id, result)) = self.session.poll() {
                 done += 1;
                 bar.inc(1);
@@ -269,8 +357,9 @@ impl Run {
         if matches!(end, End::Done) {
             self.session.close();
             // Everything is accepted; a worker that no longer hears the goodbye may miss it.
-            while !self.session.finished() && self.step().is_ok() {}
+            while !self.session.finished() && self.step(STEP).is_ok() {}
         }
+        offline += dealing(tickets).saturating_sub(dealt_before);
         let total = process_cpu() - before;
         self.cpu.offline += millis(offline);
         self.cpu.online += millis(total.saturating_sub(offline));
@@ -284,6 +373,33 @@ impl Run {
             }
             _ => Ok(end),
         }
+    }
+
+    /// Gets the tickets of one inference: from the dealer while there is one, else made here.
+    fn ticket(
+        &mut self,
+        tickets: &mut Option<Tickets>,
+        sources: &mut Sources,
+        patience: Duration,
+    ) -> Result<Ticket> {
+        match tickets.as_ref().map(|tickets| tickets.take(patience)) {
+            Some(Taken::Set(set)) => {
+                self.session.supply(*set)?;
+                sources.dealt += 1;
+                return Ok(Ticket::Dealt);
+            }
+            Some(Taken::Nothing) => return Ok(Ticket::NotYet),
+            Some(Taken::Lied(layer, what)) => return Ok(Ticket::Lie(layer, what)),
+            Some(Taken::Gone(why)) => {
+                sources.dealer_gone = Some(why);
+                *tickets = None;
+            }
+            None => {}
+        }
+        let at = thread_cpu();
+        self.session.provision(1);
+        sources.own += 1;
+        Ok(Ticket::Own(thread_cpu() - at))
     }
 
     /// A progress bar that appears where somebody looks.

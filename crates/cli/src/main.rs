@@ -7,9 +7,11 @@ mod cmd;
 mod driver;
 mod input;
 mod output;
+mod parties;
 mod report;
 mod spawn;
 mod table;
+mod tickets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -4,6 +4,8 @@ use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
 use serde::Serialize;
 
+use crate::driver::Sources;
+
 /// What a run did and what it guarantees. Totals first, one object an inference under
 /// `inferences` where there are several.
 #[derive(Serialize)]
@@ -24,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) layers: Vec<LayerField>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tickets: Option<Tickets>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) inferences: Vec<Single>,
 }
@@ -38,6 +42,53 @@ pub(crate) enum VerdictField {
         layer: Option<String>,
         lie: String,
     },
+    DealerLie {
+        dealer: String,
+        layer: Option<String>,
+        lie: String,
+    },
+}
+
+/// Where the one-time pads and what opens them came from.
+#[derive(Serialize)]
+pub(crate) struct Tickets {
+    /// `own`, `dealer`, or both where a dealer failed.
+    pub(crate) source: &'static str,
+    /// Inferences by source.
+    pub(crate) own: usize,
+    pub(crate) dealt: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dealer: Option<String>,
+    /// What the secrecy of the inputs rests on beside the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) assumes: Option<&'static str>,
+}
+
+impl Tickets {
+    /// What whoever uses a dealer believes.
+    pub(crate) const NO_COLLUSION: &'static str =
+        "dealer and worker do not pool what they know: together they know the input";
+
+    pub(crate) fn of(sources: &Sources) -> Self {
+        let Sources {
+            own,
+            dealt,
+            dealer,
+            dealer_gone: _,
+        } = sources.clone();
+        let source = match (own, dealt) {
+            (_, 0) => "own",
+            (0, _) => "dealer",
+            (_, _) => "dealer, own",
+        };
+        Self {
+            source,
+            own,
+            dealt,
+            dealer,
+            assumes: (dealt > 0).then_some(Self::NO_COLLUSION),
+        }
+    }
 }
 
 #[derive(Serialize, Clone, Copy, Default)]
@@ -112,6 +163,7 @@ impl Report {
             round_trips: 0,
             layers: layers(plan.rows(), preset),
             worker: None,
+            tickets: None,
             inferences: Vec::new(),
         }
     }

@@ -16,6 +16,7 @@ use super::{load, plan, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
 use crate::driver::{drive, millis};
+use crate::parties::Parties;
 use crate::report::Bytes;
 use crate::spawn::OwnWorker;
 use crate::table::{bytes, table};
@@ -45,10 +46,25 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         ("+check", Preset::Integrity.policy()),
         ("+both", Preset::Slalom.policy()),
     ];
-    let worker = OwnWorker::start(Some(args.threads))?;
+    let named: Vec<String> = args.worker.iter().cloned().collect();
+    let parties = Parties::of(&args.dealing, &named)?;
+    let own;
+    let worker = match &args.worker {
+        Some(worker) => worker.clone(),
+        None => {
+            own = OwnWorker::start(Some(args.threads))?;
+            own.address()
+        }
+    };
     for (mode, policy) in modes {
         let plan = plan(&model, &policy)?;
-        rows.push(split(mode, &plan, &worker.address(), &input, args.runs)?);
+        let here = parties.without_dealer();
+        rows.push(split(mode, &plan, &worker, &here, &input, args.runs)?);
+    }
+    if parties.dealer.is_some() {
+        let plan = plan(&model, &Preset::Slalom.policy())?;
+        let mode = "+both, dealer";
+        rows.push(split(mode, &plan, &worker, &parties, &input, args.runs)?);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -125,6 +141,7 @@ fn split(
     mode: &'static str,
     plan: &std::sync::Arc<Plan>,
     address: &str,
+    parties: &Parties,
     input: &[Tensor],
     runs: usize,
 ) -> Result<Row> {
@@ -135,12 +152,17 @@ fn split(
     let workers = [address.to_owned()];
     let one = vec![input.to_vec()];
     // Uploads the weights and warms both sides up.
-    drive(plan, &workers, &one, &settings, false)?;
+    drive(plan, &workers, parties, &one, &settings, false)?;
     let inputs = vec![input.to_vec(); runs];
-    let outcome = drive(plan, &workers, &inputs, &settings, false)?;
+    let outcome = drive(plan, &workers, parties, &inputs, &settings, false)?;
     ensure!(
         outcome.lie.is_none(),
-        "the worker started here lied: its memory or this build is broken"
+        "a party lied: run the model to see which"
+    );
+    ensure!(
+        outcome.sources.dealer.is_none() || outcome.sources.own == 0,
+        "the dealer failed: {}",
+        outcome.sources.dealer_gone.unwrap_or_default()
     );
     let (p50, p99) = quantiles(
         outcome
@@ -150,7 +172,10 @@ fn split(
             .collect(),
     );
     let first = outcome.outputs.first().context("no inference ran")?;
-    let guarantees = plan.guarantees();
+    let mut guarantees = plan.guarantees();
+    if parties.dealer.is_some() {
+        guarantees = guarantees.with_dealer();
+    }
     let integrity = match plan.repetitions() {
         0 => "believed".to_owned(),
         _ => format!("lie < 2^-{:.0}", guarantees.per_inference.bits()),

@@ -13,14 +13,19 @@ use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::{Policy, Preset};
 
-use crate::Verdict;
 use crate::args::{Args, Command, Job};
+use crate::{Verdict, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     match args.command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Worker(args) => worker::run(&args),
+        Command::Worker(args) => worker::run(&args, worker::Role::Worker),
+        Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
+        Command::Identity(args) => {
+            println!("{}", parties::own_identity(args.file.as_deref())?.pin());
+            Ok(Verdict::Accepted)
+        }
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -8,16 +8,17 @@ use anyhow::{Context, Result, ensure};
 use larvatus::exact::{FloatNetwork, run_exact_observed};
 use larvatus::model::{Model, ModelError, Port};
 use larvatus::plan::Plan;
-use larvatus::policy::Preset;
+use larvatus::policy::{Hiding, Preset};
 use larvatus::session::Settings;
 use larvatus::tensor::Tensor;
-use larvatus_host::{Address, thread_cpu};
+use larvatus_host::thread_cpu;
 
 use super::{Named, load, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
-use crate::driver::{Outcome, drive, millis};
-use crate::report::{Bytes, Cpu, Report, Single, VerdictField};
+use crate::driver::{Lie, Outcome, Sources, drive, millis};
+use crate::parties::Parties;
+use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
 use crate::table::{bytes, table};
 use crate::{input, output};
@@ -39,8 +40,12 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         "--dump-layers needs --preset local-exact: only there the values are at hand in clear"
     );
     let labels = output::read_labels(args.labels.as_deref())?;
-    let addresses = args.worker.iter().map(|address| address.parse());
-    addresses.collect::<Result<Vec<Address>, _>>()?;
+    let parties = Parties::of(&args.dealing, &args.worker)?;
+    ensure!(
+        parties.dealer.is_none() || (named.offloads() && named.policy.hiding() == Hiding::Field),
+        "--dealer is of no use: {} hides nothing from a worker, so there are no tickets to make",
+        named.name
+    );
     let model = load_for_inputs(args)?;
     let (names, inputs) = read_inputs(args, &model)?;
     let outputs = model.outputs().to_vec();
@@ -75,24 +80,20 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                     },
                 );
             }
-            let outcome = split(args, &plan, &inputs)?;
+            let outcome = split(args, &parties, &plan, &inputs)?;
             report.worker = Some(outcome.worker.clone());
+            if plan.policy().hiding() == Hiding::Field {
+                tell_tickets(&mut report, &plan, &outcome.sources);
+            }
             for failure in &outcome.failures {
                 eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
             }
             let (split_results, split_lie) = from_outcome(outcome);
             results = split_results;
             if let Some(found) = split_lie {
-                let layer = found.layer.clone().unwrap_or_else(|| "no layer".to_owned());
-                lie = Some(format!(
-                    "worker {} lied in {layer}: {}",
-                    found.worker, found.what
-                ));
-                report.verdict = VerdictField::Lie {
-                    worker: found.worker,
-                    layer: found.layer,
-                    lie: found.what.kind().to_owned(),
-                };
+                let (sentence, verdict) = of_lie(found);
+                lie = Some(sentence);
+                report.verdict = verdict;
             }
         }
     }
@@ -109,6 +110,51 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             Ok(Verdict::Rejected(why))
         }
     }
+}
+
+/// A lie as a sentence and as a verdict.
+fn of_lie(lie: Lie) -> (String, VerdictField) {
+    let place = |layer: &Option<String>| layer.clone().unwrap_or_else(|| "no layer".to_owned());
+    match lie {
+        Lie::Worker {
+            worker,
+            layer,
+            what,
+        } => (
+            format!("worker {worker} lied in {}: {what}", place(&layer)),
+            VerdictField::Lie {
+                worker,
+                layer,
+                lie: what.kind().to_owned(),
+            },
+        ),
+        Lie::Dealer {
+            dealer,
+            layer,
+            what,
+        } => (
+            format!("dealer {dealer} lied in {}: {what}", place(&layer)),
+            VerdictField::DealerLie {
+                dealer,
+                layer,
+                lie: what.kind().to_owned(),
+            },
+        ),
+    }
+}
+
+/// Says where the tickets came from, and what that does to the guarantee.
+fn tell_tickets(report: &mut Report, plan: &Plan, sources: &Sources) {
+    if let (Some(dealer), Some(why)) = (&sources.dealer, &sources.dealer_gone) {
+        eprintln!("larvatus: dealer {dealer} failed, tickets are made here: {why}");
+    }
+    let tickets = Tickets::of(sources);
+    if let Some(assumes) = tickets.assumes {
+        let guarantees = plan.guarantees().with_dealer();
+        report.soundness_bits = guarantees.per_inference.bits();
+        report.guarantee = format!("{}; assumes that {assumes}", guarantees.sentence());
+    }
+    report.tickets = Some(tickets);
 }
 
 /// What to call things in the output.
@@ -276,7 +322,12 @@ fn here(
     Ok(results)
 }
 
-fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcome> {
+fn split(
+    args: &Args,
+    parties: &Parties,
+    plan: &Arc<Plan>,
+    inputs: &[Vec<Tensor>],
+) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
     let settings = Settings {
         window: args.window,
@@ -290,10 +341,10 @@ fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcom
     } else {
         &args.worker
     };
-    drive(plan, workers, inputs, &settings, !args.json)
+    drive(plan, workers, parties, inputs, &settings, !args.json)
 }
 
-fn from_outcome(outcome: Outcome) -> (Results, Option<crate::driver::Lie>) {
+fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
     let single = |output: &larvatus::session::Output| Single {
         input: String::new(),
         wall_ms: millis(output.wall),
@@ -339,6 +390,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         round_trips: 0,
         layers: Vec::new(),
         worker: None,
+        tickets: None,
         inferences: Vec::new(),
     }
 }
@@ -403,6 +455,14 @@ fn print_costs(report: &Report, inferences: usize) {
             bytes(report.bytes.down),
             report.round_trips,
             report.waiting_ms
+        );
+    }
+    if let Some(tickets) = report.tickets.as_ref().filter(|tickets| tickets.dealt > 0) {
+        println!(
+            "dealer {}: tickets of {} inferences, {} made here",
+            tickets.dealer.as_deref().unwrap_or("?"),
+            tickets.dealt,
+            tickets.own
         );
     }
     println!("guarantee: {}", report.guarantee);

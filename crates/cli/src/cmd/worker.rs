@@ -1,4 +1,4 @@
-//! `larvatus worker`: the untrusted engine behind a socket.
+//! `larvatus worker` and `larvatus dealer`: the untrusted engine behind a socket.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -6,16 +6,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, Listener, serve};
+use larvatus_host::{Address, Clock, Listener, Pin, serve};
 use larvatus_worker::cpu::Cpu;
 use larvatus_worker::{Backend, Limits, Service, Store};
 
 use crate::Verdict;
-use crate::args::Worker as Args;
+use crate::args::Serve as Args;
+use crate::parties;
 
-pub(super) fn run(args: &Args) -> Result<Verdict> {
+/// What the engine is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Rounds of uploads.
+    Worker,
+    /// Rounds of pads.
+    Dealer,
+}
+
+pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     let address: Address = args.listen.parse()?;
     let threads = match args.threads {
         Some(threads) => NonZeroUsize::new(threads).context("--threads must be at least 1")?,
@@ -29,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     };
     let connections = limits.connections;
     let store = Store::new(Box::new(backend), limits);
-    let listener = Listener::bind(&address)?;
+    let listener = listen(args, &address)?;
     let stop = Arc::new(AtomicBool::new(false));
     if args.until_stdin_ends {
         let stop = Arc::clone(&stop);
@@ -39,12 +49,22 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             stop.store(true, Ordering::Relaxed);
         });
     }
+    let what = match role {
+        Role::Worker => "worker",
+        Role::Dealer => "dealer",
+    };
     println!(
-        "worker on {}: {name}, {} MiB for models",
+        "{what} on {}: {name}, {} MiB for models",
         listener.address(),
         args.memory
     );
-    let make = move |now| Box::new(Service::new(Arc::clone(&store), now)) as Box<_>;
+    let make = move |now| {
+        let store = Arc::clone(&store);
+        Box::new(match role {
+            Role::Worker => Service::new(store, now),
+            Role::Dealer => Service::dealer(store, now),
+        }) as Box<_>
+    };
     serve(
         &listener,
         connections,
@@ -60,6 +80,25 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         let _ = std::fs::remove_dir(folder);
     }
     Ok(Verdict::Accepted)
+}
+
+/// Starts to listen, over TLS with this machine's identity.
+fn listen(args: &Args, address: &Address) -> Result<Listener> {
+    let allow = args.allow.iter().map(|pin| pin.parse());
+    let allow = allow.collect::<Result<Vec<Pin>, _>>()?;
+    match address {
+        Address::Tls { .. } => {
+            let identity = parties::own_identity(args.identity.as_deref())?;
+            Ok(Listener::bind_tls(address, &identity, &allow)?)
+        }
+        Address::Unix(_) | Address::Tcp { .. } => {
+            ensure!(
+                allow.is_empty() && args.identity.is_none(),
+                "--identity and --allow need a tls:// address to listen on"
+            );
+            Ok(Listener::bind(address)?)
+        }
+    }
 }
 
 /// The folder that our caller made for this worker's socket.

@@ -210,13 +210,25 @@ impl Worker {
     }
 
     pub(crate) fn listening(folder: &Folder, address: &str) -> Self {
-        let mut command = folder.command(&["worker", "--threads", "1", "--listen", address]);
+        Self::serving(folder, "worker", address, &[])
+    }
+
+    /// A worker or a dealer on a TLS port, with the key of this name.
+    pub(crate) fn tls(folder: &Folder, role: &str, key: &str) -> Self {
+        let key = folder.at(key);
+        Self::serving(folder, role, "tls://127.0.0.1:0", &["--identity", &key])
+    }
+
+    pub(crate) fn serving(folder: &Folder, role: &str, address: &str, more: &[&str]) -> Self {
+        let args = [role, "--threads", "1", "--listen", address];
+        let mut command = folder.command(&[&args[..], more].concat());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let rest = line.strip_prefix("worker on ").expect("says where it is");
+        let rest = line.strip_prefix(&format!("{role} on "));
+        let rest = rest.expect("says where it is");
         let (address, _) = rest.split_once(": ").unwrap();
         let address = address.to_owned();
         Self { child, address }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod dealing;
 mod failures;
 mod liars;
 mod onnx;
@@ -11,3 +12,4 @@ mod proxy;
 mod refused;
 mod run;
 mod secrecy;
+mod tls;

@@ -72,17 +72,17 @@ fn a_dealer_answers_with_what_the_layers_make_of_the_pads() {
 #[test]
 fn who_deals_does_not_compute_and_who_computes_does_not_deal() {
     let model = model();
-    let mut service = ready_with(dealer(), &model);
+    let mut dealer = ready_with(dealer(), &model);
     let refused = failed(Some(4), Refused::OnlyDeals);
-    assert_eq!(ask(&mut service, call(4, &[1, 2, 3])), refused);
+    assert_eq!(ask(&mut dealer, call(4, &[1, 2, 3])), refused);
     assert!(matches!(
-        ask(&mut service, deal(5, 0))[..],
+        ask(&mut dealer, deal(5, 0))[..],
         [Reply::Answer { call: 5, .. }]
     ));
-    let mut service = ready_with(service(), &model);
+    let mut worker = ready_with(service(), &model);
     let refused = failed(Some(5), Refused::OnlyCalls);
-    assert_eq!(ask(&mut service, deal(5, 0)), refused);
-    assert_eq!(ask(&mut service, call(4, &[1, 2, 3])), answer(4, 12));
+    assert_eq!(ask(&mut worker, deal(5, 0)), refused);
+    assert_eq!(ask(&mut worker, call(4, &[1, 2, 3])), answer(4, 12));
 }
 
 #[test]
