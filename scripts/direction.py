@@ -21,6 +21,8 @@ ALLOWED = {
 # Crates that may not come near the trusted code base's arithmetic and protocol.
 HEAVY = {"tokio", "tract-onnx", "clap", "serde_json"}
 LIGHT = {"larvatus-kernels", "larvatus-proto", "larvatus-host", "larvatus-worker"}
+# Only the host speaks TLS, and only where it is asked to.
+TLS = {"ring", "rustls"}
 
 
 def main():
@@ -38,6 +40,10 @@ def main():
             faults += [f"{name} must not depend on {d}" for d in used if d in ALLOWED and d not in allowed]
         if name in LIGHT:
             faults += [f"{name} must not depend on {d}" for d in used & HEAVY]
+        always = {d["name"] for d in package["dependencies"] if d["kind"] is None and not d["optional"]}
+        if "tls" in package["features"].get("default", []):
+            faults.append(f"{name} must not speak TLS by default")
+        faults += [f"{name} must not depend on {d}" for d in (always if name == "larvatus-host" else used) & TLS]
     for fault in faults:
         print(fault, file=sys.stderr)
     if not faults:

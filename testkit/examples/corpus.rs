@@ -6,7 +6,7 @@ use std::path::Path;
 use larvatus::policy::Hiding;
 use larvatus_proto::VERSION;
 use larvatus_proto::digest::Digest;
-use larvatus_proto::frame::{Frame, Reply, Request};
+use larvatus_proto::frame::{Frame, Reply, Request, Seed};
 use larvatus_testkit::models;
 
 fn main() -> std::io::Result<()> {
@@ -82,6 +82,16 @@ fn frames() -> Vec<(&'static str, Frame)> {
                 call: 1,
                 round: 2,
                 words: vec![3, 4, 5],
+            }
+            .into_frame(),
+        ),
+        (
+            "deal",
+            Request::Deal {
+                call: 1,
+                round: 2,
+                ticket: 3,
+                seed: Seed([4; 32]),
             }
             .into_frame(),
         ),

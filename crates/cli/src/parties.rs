@@ -16,6 +16,7 @@ use larvatus_proto::digest::Digest;
 use crate::args::Dealing;
 
 /// The parties of a run, as the command line names them.
+#[derive(Clone)]
 pub(crate) struct Parties {
     /// As whom this program connects; nobody in particular where there is none.
     pub(crate) identity: Option<Identity>,
@@ -69,9 +70,8 @@ impl Parties {
     /// The same parties but the dealer.
     pub(crate) fn without_dealer(&self) -> Self {
         Self {
-            identity: self.identity.clone(),
             dealer: None,
-            local: self.local,
+            ..self.clone()
         }
     }
 

@@ -19,6 +19,9 @@ use crate::parties::Parties;
 /// Longest silence between two looks at what is wanted.
 const STEP: Duration = Duration::from_millis(20);
 
+/// How long a dealer may take to answer at all; without one, tickets are made here.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// How long the dealer may take to read the goodbye.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -36,7 +39,7 @@ struct Shared {
     /// Inferences to order.
     wanted: AtomicUsize,
     stop: AtomicBool,
-    /// CPU time of the thread, in nanoseconds.
+    /// CPU time of the thread and of its link's, in nanoseconds.
     cpu: AtomicU64,
 }
 
@@ -70,7 +73,8 @@ impl Tickets {
         };
         let who = parties.known(address).context("a dealer without a key")?;
         let entropy = Entropy::new(entropy()?);
-        let link = parties.connect(address, within);
+        let (parties, address) = (parties.clone(), address.clone());
+        let dealer = address.to_string();
         let shared = Arc::<Shared>::default();
         // One set is taken from the machine while it waits to be handed over.
         let (sender, sets) = sync_channel(ahead.saturating_sub(1));
@@ -82,6 +86,7 @@ impl Tickets {
                     ahead,
                     answer_within: within,
                 };
+                let link = parties.connect(&address, within.min(CONNECT));
                 let link = link.map_err(|error| error.to_string());
                 let dealing = || Dealing::new(Arc::clone(&plan), who, entropy, settings);
                 let last =
@@ -95,7 +100,7 @@ impl Tickets {
             }
         })?;
         Ok(Some(Self {
-            dealer: address.to_string(),
+            dealer,
             sets,
             shared,
             thread: Some(thread),
@@ -155,7 +160,8 @@ fn deal(
     while !shared.stop.load(Ordering::Relaxed) {
         dealing.order(shared.wanted.swap(0, Ordering::Relaxed));
         let stepped = pump.step(&mut dealing, STEP);
-        let cpu = u64::try_from(thread_cpu().as_nanos()).unwrap_or(u64::MAX);
+        let cpu = (thread_cpu() + pump.reader_cpu()).as_nanos();
+        let cpu = u64::try_from(cpu).unwrap_or(u64::MAX);
         shared.cpu.store(cpu, Ordering::Relaxed);
         while let Some(set) = dealing.poll() {
             if sender.send(Message::Set(Box::new(set))).is_err() {

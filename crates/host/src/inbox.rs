@@ -1,11 +1,13 @@
 //! What a link's reader hands to its pump: frames, then the end.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use larvatus_proto::frame::{Frame, FrameLimits};
 
+use crate::clock::thread_cpu;
 use crate::framing::LinkError;
 
 /// Counted for a frame beside its bytes.
@@ -16,6 +18,8 @@ const OVERHEAD: u64 = 64;
 pub(crate) struct Inbox {
     /// Bytes of frames that may wait before the reader pauses.
     room: u64,
+    /// CPU time of the reader, in nanoseconds, as it was when it last handed something over.
+    cpu: AtomicU64,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -44,6 +48,7 @@ impl Inbox {
     pub(crate) fn new(room: u64) -> Self {
         Self {
             room,
+            cpu: AtomicU64::new(0),
             inner: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -55,8 +60,15 @@ impl Inbox {
         inner.limits.filter(|_| inner.closed.is_none())
     }
 
+    /// CPU time that the reader has spent.
+    pub(crate) fn reader_cpu(&self) -> Duration {
+        Duration::from_nanos(self.cpu.load(Ordering::Relaxed))
+    }
+
     /// Hands over a frame and waits for room for the next.
     pub(crate) fn push(&self, frame: Frame) {
+        let cpu = u64::try_from(thread_cpu().as_nanos()).unwrap_or(u64::MAX);
+        self.cpu.store(cpu, Ordering::Relaxed);
         let mut inner = self.lock();
         if inner.closed.is_none() {
             inner.bytes += frame.size() + OVERHEAD;

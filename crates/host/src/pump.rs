@@ -146,6 +146,11 @@ impl Pump {
         self.traffic
     }
 
+    /// CPU time of the thread that reads, up to the last frame that it handed over.
+    pub fn reader_cpu(&self) -> Duration {
+        self.inbox.reader_cpu()
+    }
+
     /// The other end, for people.
     pub fn peer(&self) -> &str {
         self.link.peer()
