@@ -12,7 +12,7 @@ use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::tensor::Tensor;
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu, thread_cpu};
+use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
 use crate::parties::Parties;
@@ -75,14 +75,17 @@ pub(crate) fn drive(
     settings: &Settings,
     show: bool,
 ) -> Result<Outcome> {
-    let (ahead, within) = (settings.window.max(1) + 1, settings.answer_within);
-    let mut tickets = Tickets::from_dealer(plan, parties, ahead, within)?;
+    let before = process_cpu();
+    let mut tickets = Tickets::from_dealer(plan, parties, settings.answer_within)?;
     let mut sources = Sources {
         dealer: tickets.as_ref().map(|tickets| tickets.dealer.clone()),
         ..Sources::default()
     };
     let mut outputs: Vec<Option<Output>> = inputs.iter().map(|_| None).collect();
-    let mut cpu = Cpu::default();
+    let mut cpu = Cpu {
+        online: 0.0,
+        offline: millis(process_cpu() - before),
+    };
     let mut wall = Duration::ZERO;
     let mut failures = Vec::new();
     for address in workers {
@@ -305,7 +308,7 @@ impl Run {
             |tickets: &Option<Tickets>| tickets.as_ref().map_or(Duration::ZERO, Tickets::cpu);
         let dealt_before = dealing(tickets);
         if let Some(tickets) = tickets {
-            tickets.order(open.len());
+            tickets.want(open.len());
         }
         let mut offline = Duration::ZERO;
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
@@ -382,7 +385,7 @@ impl Run {
         sources: &mut Sources,
         patience: Duration,
     ) -> Result<Ticket> {
-        match tickets.as_ref().map(|tickets| tickets.take(patience)) {
+        match tickets.as_mut().map(|tickets| tickets.take(patience)) {
             Some(Taken::Set(set)) => {
                 self.session.supply(*set)?;
                 sources.dealt += 1;
@@ -396,10 +399,10 @@ impl Run {
             }
             None => {}
         }
-        let at = thread_cpu();
+        let at = process_cpu();
         self.session.provision(1);
         sources.own += 1;
-        Ok(Ticket::Own(thread_cpu() - at))
+        Ok(Ticket::Own(process_cpu() - at))
     }
 
     /// A progress bar that appears where somebody looks.

@@ -31,6 +31,8 @@ pub(crate) struct Tickets {
     pub(crate) dealer: String,
     sets: Receiver<Message>,
     shared: Arc<Shared>,
+    /// Sets that are ordered and were not taken.
+    awaited: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,11 +63,11 @@ pub(crate) enum Taken {
 }
 
 impl Tickets {
-    /// Connects to the dealer, if there is one, and lets it work; `ahead` sets may wait.
+    /// Connects to the dealer, if there is one, and lets it work. At most four sets are held: two
+    /// that are ready or being made, and two that are handed over.
     pub(crate) fn from_dealer(
         plan: &Arc<Plan>,
         parties: &Parties,
-        ahead: usize,
         within: Duration,
     ) -> Result<Option<Self>> {
         let Some(address) = &parties.dealer else {
@@ -73,22 +75,21 @@ impl Tickets {
         };
         let who = parties.known(address).context("a dealer without a key")?;
         let entropy = Entropy::new(entropy()?);
+        let settings = Settings {
+            ahead: 2,
+            answer_within: within,
+        };
+        let dealing = Dealing::new(Arc::clone(plan), who, entropy, settings);
         let (parties, address) = (parties.clone(), address.clone());
         let dealer = address.to_string();
         let shared = Arc::<Shared>::default();
-        // One set is taken from the machine while it waits to be handed over.
-        let (sender, sets) = sync_channel(ahead.saturating_sub(1));
+        let (sender, sets) = sync_channel(1);
         let thread = std::thread::Builder::new().name("larvatus-tickets".into());
         let thread = thread.spawn({
             let (plan, shared) = (Arc::clone(plan), Arc::clone(&shared));
             move || {
-                let settings = Settings {
-                    ahead,
-                    answer_within: within,
-                };
                 let link = parties.connect(&address, within.min(CONNECT));
                 let link = link.map_err(|error| error.to_string());
-                let dealing = || Dealing::new(Arc::clone(&plan), who, entropy, settings);
                 let last =
                     link.and_then(|link| deal(dealing, link, within, &plan, &shared, &sender));
                 let last = match last {
@@ -103,19 +104,25 @@ impl Tickets {
             dealer,
             sets,
             shared,
+            awaited: 0,
             thread: Some(thread),
         }))
     }
 
-    /// Wants tickets for so many further inferences.
-    pub(crate) fn order(&self, inferences: usize) {
-        self.shared.wanted.fetch_add(inferences, Ordering::Relaxed);
+    /// Wants tickets for so many inferences, those that are on their way included.
+    pub(crate) fn want(&mut self, inferences: usize) {
+        let more = inferences.saturating_sub(self.awaited);
+        self.awaited += more;
+        self.shared.wanted.fetch_add(more, Ordering::Relaxed);
     }
 
     /// The next set, if it comes within `wait`.
-    pub(crate) fn take(&self, wait: Duration) -> Taken {
+    pub(crate) fn take(&mut self, wait: Duration) -> Taken {
         match self.sets.recv_timeout(wait) {
-            Ok(Message::Set(set)) => Taken::Set(set),
+            Ok(Message::Set(set)) => {
+                self.awaited -= 1;
+                Taken::Set(set)
+            }
             Ok(Message::Lied(layer, what)) => Taken::Lied(layer, what),
             Ok(Message::Gone(why)) => Taken::Gone(why),
             Err(RecvTimeoutError::Timeout) => Taken::Nothing,
@@ -123,7 +130,8 @@ impl Tickets {
         }
     }
 
-    /// CPU time that went into tickets so far, off the latency path.
+    /// CPU time that went into tickets so far, off the latency path; what is going on right now comes
+    /// a little later.
     pub(crate) fn cpu(&self) -> Duration {
         Duration::from_nanos(self.shared.cpu.load(Ordering::Relaxed))
     }
@@ -144,14 +152,13 @@ impl Drop for Tickets {
 
 /// Drives the dealing until nobody wants more; returns what is to be said at its end.
 fn deal(
-    dealing: impl FnOnce() -> Dealing,
+    mut dealing: Dealing,
     link: Link,
     within: Duration,
     plan: &Plan,
     shared: &Shared,
     sender: &SyncSender<Message>,
 ) -> Result<Option<Message>, String> {
-    let mut dealing = dealing();
     let options = Options {
         write_timeout: within,
         ..Options::default()

@@ -1,6 +1,6 @@
 //! Tickets from a dealer: a second machine, which knows pads and never sees what they hide.
 //!
-//! The trusted side sends a dealer the [`Seed`](crate::secret::Seed) of one inference after the
+//! The trusted side sends a dealer the [`Seed`] of one inference after the
 //! other; the dealer answers with u = L(r), round by round. Each u is checked by itself when it
 //! comes, with vectors that serve nothing else, and becomes part of a [`TicketSet`] only then. So
 //! the trusted side spends two passes on it instead of the linear work.

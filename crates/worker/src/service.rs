@@ -170,7 +170,7 @@ enum Pending {
         model: Arc<Model>,
         call: u64,
         round: u32,
-        pads: Pads,
+        pads: Box<Pads>,
     },
 }
 

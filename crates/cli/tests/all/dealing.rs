@@ -381,11 +381,5 @@ fn bench_measures_a_dealer() {
         "+both",
         "+both, dealer",
     ];
-    assert_eq!(
-        modes,
-        dealt
-            .map(|mode| Value::from(mode))
-            .iter()
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(modes, dealt.map(Value::from).iter().collect::<Vec<_>>());
 }

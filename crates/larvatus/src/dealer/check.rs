@@ -87,8 +87,8 @@ impl PadChecks {
                 .fill(0, &mut pad);
             for ((id, from), answer) in planned.calls.iter().zip(&answers) {
                 if *from == index {
-                    let found = self.layer(*id, &layers[id.index()], &pad, answer);
-                    lie = lie.or(found.err());
+                    let found = self.layer(*id, &layers[id.index()], &pad, answer).err();
+                    lie = lie.or(found);
                 }
             }
         }
@@ -125,11 +125,12 @@ impl PadChecks {
                 lie = lie.or(Some(DealerMisbehaved::NotCanonical { layer: id, image }));
             } else if !equal {
                 let differs = |(dot, expected)| dot != expected;
-                let repetition = found.dots.iter().zip(&expected).position(differs);
+                let first = found.dots.iter().zip(&expected).position(differs);
+                let repetition = first.unwrap_or(0);
                 lie = lie.or(Some(DealerMisbehaved::WrongU {
                     layer: id,
                     image,
-                    repetition: repetition.unwrap_or(0),
+                    repetition,
                 }));
             }
         }

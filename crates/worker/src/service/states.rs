@@ -330,7 +330,7 @@ impl AwaitCalls {
     ) -> Result<(), Refused> {
         let (index, steps) = self.round(round)?;
         let first = self.model.program().first_upload(index).unwrap_or(0);
-        let pads = Pads::new(seed, ticket, first, &steps.uploads)?;
+        let pads = Box::new(Pads::new(seed, ticket, first, &steps.uploads)?);
         cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Deal {
