@@ -11,6 +11,8 @@
 //!
 //! Source: RFC 8446, RFC 7250; the protocol itself is rustls'.
 
+mod pinned;
+
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -22,23 +24,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, send};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, ClientConnection, Resumption};
+use rustls::crypto::ring as provider;
 use rustls::crypto::ring::sign::any_eddsa_type;
-use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage, ServerConnection};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, Connection, DigitallySignedStruct,
-    DistinguishedName, Error, PeerIncompatible, ServerConfig, SignatureScheme,
-};
+use rustls::{AlertDescription, ClientConfig, Connection, Error, ServerConfig};
 
 use crate::address::Pin;
+use pinned::Pinned;
 
 /// Ciphertext read at once.
 const READ: usize = 64 << 10;
@@ -542,134 +538,4 @@ fn refused(error: Error) -> io::Error {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Accepts whoever proves to have one of some keys.
-struct Pinned {
-    provider: Arc<CryptoProvider>,
-    /// `None` admits any key.
-    pins: Option<Vec<Pin>>,
-    /// A key that was none of them.
-    refused: Mutex<Option<Pin>>,
-}
-
-impl fmt::Debug for Pinned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pinned").field(&self.pins).finish()
-    }
-}
-
-impl Pinned {
-    fn new(provider: Arc<CryptoProvider>, pins: Option<Vec<Pin>>) -> Self {
-        Self {
-            provider,
-            pins,
-            refused: Mutex::new(None),
-        }
-    }
-
-    fn admit(&self, key: &CertificateDer<'_>) -> Result<(), Error> {
-        let pin = pin_of(key);
-        if self.pins.as_ref().is_none_or(|pins| pins.contains(&pin)) {
-            return Ok(());
-        }
-        *lock(&self.refused) = Some(pin);
-        Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn verify(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature_with_raw_key(message, &key, signature, algorithms)
-    }
-}
-
-/// Of TLS 1.2, which is not spoken here.
-const EARLIER: Error = Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled);
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        key: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.admit(key)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _key: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(EARLIER)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, key, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
-impl ClientCertVerifier for Pinned {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        key: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.admit(key)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _key: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(EARLIER)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify(message, key, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
 }
