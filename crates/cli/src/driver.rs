@@ -289,7 +289,10 @@ impl Run {
                 Ok(())
             }
             // The session knows why the link ended and says it better.
-            Err(_) if self.session.failure().is_some() => Ok(()),
+            Err(error) if self.session.failure().is_some() => {
+                tracing::debug!(?error, "the link ended");
+                Ok(())
+            }
             other => other.map(|_| ()).context("link to the worker"),
         }
     }

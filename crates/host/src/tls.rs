@@ -48,6 +48,9 @@ const KEY_FILE: u64 = 4096;
 /// How long the handshake of a connection that was accepted may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// How long a peer that is refused may take to leave.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// How long the goodbye may wait for the peer to read.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -378,6 +381,7 @@ impl Stream {
             if let Err(error) = connection.process_new_packets() {
                 // Says why before it goes.
                 let _ = connection.write_tls(&mut socket);
+                self.linger();
                 return Err(HandshakeError::Io(refused(error)));
             }
         }
@@ -391,6 +395,22 @@ impl Stream {
             .map_err(HandshakeError::Io)?;
         self.ready.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Ends a connection that did not come about so that the peer hears why: a socket that is closed
+    /// with something unread takes back what it said last.
+    fn linger(&self) {
+        let end = Instant::now() + LINGER;
+        let mut socket = &self.socket;
+        let _ = socket.shutdown(Shutdown::Write);
+        let mut rest = [0; 4096];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let timed = !left.is_zero() && socket.set_read_timeout(Some(left)).is_ok();
+            if !timed || !matches!(socket.read(&mut rest), Ok(1..)) {
+                break;
+            }
+        }
     }
 
     pub(crate) fn read(&self, to: &mut [u8]) -> io::Result<usize> {
@@ -436,7 +456,9 @@ impl Stream {
         self.handshake(HANDSHAKE)?;
         let mut outgoing = lock(&self.outgoing);
         let mut connection = lock(&self.connection);
-        let taken = connection.writer().write_vectored(parts)?;
+        // Where reading has failed, the reader says why.
+        let taken = connection.writer().write_vectored(parts);
+        let taken = taken.map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?;
         outgoing.take(&mut connection)?;
         drop(connection);
         outgoing.send(&self.socket)?;
