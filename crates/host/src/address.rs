@@ -1,4 +1,4 @@
-//! Where a peer listens: `unix:PATH` or `tcp://HOST:PORT`.
+//! Where a peer listens: `unix:PATH`, `shm:PATH` or `tcp://HOST:PORT`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +13,9 @@ use std::str::FromStr;
 pub enum Address {
     /// A Unix socket, by its file.
     Unix(PathBuf),
+    /// A Unix socket on this machine, by its file; payloads lie in shared memory. Whoever listens
+    /// on a Unix socket offers both.
+    Shared(PathBuf),
     /// A TCP port. Unencrypted.
     Tcp {
         /// Name or number; an IPv6 number without its brackets.
@@ -26,14 +29,14 @@ pub enum Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// It starts with neither `unix:` nor `tcp://`.
-    #[error("{text:?} is neither unix:PATH nor tcp://HOST:PORT")]
+    /// It starts with neither `unix:` nor `shm:` nor `tcp://`.
+    #[error("{text:?} is none of unix:PATH, shm:PATH and tcp://HOST:PORT")]
     Scheme {
         /// The text.
         text: String,
     },
-    /// `unix:` without a path, or with a zero byte in it.
-    #[error("{text:?} names no path after unix:")]
+    /// `unix:` or `shm:` without a path, or with a zero byte in it.
+    #[error("{text:?} names no path")]
     Path {
         /// The text.
         text: String,
@@ -57,11 +60,15 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let owned = || text.to_owned();
-        if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() || path.contains('\0') {
-                return Err(AddressError::Path { text: owned() });
+        let kinds: [(&str, fn(PathBuf) -> Self); 2] =
+            [("unix:", Self::Unix), ("shm:", Self::Shared)];
+        for (scheme, kind) in kinds {
+            if let Some(path) = text.strip_prefix(scheme) {
+                if path.is_empty() || path.contains('\0') {
+                    return Err(AddressError::Path { text: owned() });
+                }
+                return Ok(kind(PathBuf::from(path)));
             }
-            return Ok(Self::Unix(PathBuf::from(path)));
         }
         let Some(rest) = text.strip_prefix("tcp://") else {
             return Err(AddressError::Scheme { text: owned() });
@@ -92,6 +99,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Shared(path) => write!(f, "shm:{}", path.display()),
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
         }
@@ -107,6 +115,7 @@ mod tests {
         for text in [
             "unix:/run/larvatus.sock",
             "unix:here",
+            "shm:/run/larvatus.sock",
             "tcp://localhost:0",
             "tcp://10.0.0.7:65535",
             "tcp://[::1]:80",
@@ -118,11 +127,12 @@ mod tests {
     #[test]
     fn what_is_no_address_says_why() {
         type Why = fn(String) -> AddressError;
-        let cases: [(&str, Why); 13] = [
+        let cases: [(&str, Why); 14] = [
             ("", |text| AddressError::Scheme { text }),
             ("/run/x", |text| AddressError::Scheme { text }),
             ("http://h:1", |text| AddressError::Scheme { text }),
             ("unix:", |text| AddressError::Path { text }),
+            ("shm:", |text| AddressError::Path { text }),
             ("unix:a\0b", |text| AddressError::Path { text }),
             ("tcp://host", |text| AddressError::Port { text }),
             ("tcp://host:", |text| AddressError::Port { text }),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header};
 use larvatus_proto::machine::LinkEnd;
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::Words;
 
 /// Words allocated ahead of those that have arrived, at the least: 1 MiB.
 const AHEAD: usize = 1 << 18;
@@ -91,7 +92,7 @@ impl<R: Read> FrameReader<R> {
         Ok(Frame {
             kind,
             head: bytes,
-            words,
+            words: words.into(),
         })
     }
 
@@ -142,15 +143,24 @@ pub fn write_frame(stream: &mut impl Write, frame: &Frame) -> io::Result<()> {
         return Err(ErrorKind::InvalidInput.into());
     }
     let header = frame.header();
-    let swapped: Vec<u32>;
-    let words = if cfg!(target_endian = "big") {
-        swapped = frame.words.iter().map(|word| word.to_le()).collect();
-        &swapped
-    } else {
-        &frame.words
-    };
-    let payload: &[u8] = bytemuck::cast_slice(words);
-    let mut parts = [&header[..], &frame.head, payload].map(IoSlice::new);
+    with_bytes(&frame.words, |payload| {
+        write_parts(stream, [&header, &frame.head, payload])
+    })
+}
+
+/// The bytes of a payload as they travel.
+pub(crate) fn with_bytes<T>(words: &Words, then: impl FnOnce(&[u8]) -> T) -> T {
+    match words.as_slice() {
+        Some(words) if cfg!(target_endian = "little") => then(bytemuck::cast_slice(words)),
+        _ => {
+            let words: Vec<u32> = words.to_vec().into_iter().map(u32::to_le).collect();
+            then(bytemuck::cast_slice(&words))
+        }
+    }
+}
+
+fn write_parts(stream: &mut impl Write, parts: [&[u8]; 3]) -> io::Result<()> {
+    let mut parts = parts.map(IoSlice::new);
     let mut parts = &mut parts[..];
     IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
@@ -203,7 +213,7 @@ mod tests {
             let frame = Frame {
                 kind: 9,
                 head: vec![7; head],
-                words: (0..words).collect(),
+                words: (0..words).collect::<Vec<u32>>().into(),
             };
             let mut stream = Dribble(vec![], 0);
             write_frame(&mut stream, &frame).unwrap();
@@ -221,7 +231,7 @@ mod tests {
         let frame = Frame {
             kind: 1,
             head: vec![1, 2],
-            words: vec![3],
+            words: vec![3].into(),
         };
         let mut bytes = vec![];
         write_frame(&mut bytes, &frame).unwrap();
@@ -260,13 +270,13 @@ mod tests {
             let frame = Frame {
                 kind: 1,
                 head: vec![],
-                words: vec![0xfeed; count],
+                words: vec![0xfeed; count].into(),
             };
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
             let read = FrameReader::new(&mut &bytes[..]).read(|| WIDE).unwrap();
             assert_eq!(read, frame);
-            assert_eq!(read.words.capacity(), count);
+            assert_eq!(read.words.into_vec().capacity(), count);
         }
     }
 
@@ -277,7 +287,7 @@ mod tests {
             let frame = Frame {
                 kind: 1,
                 head: vec![0; head],
-                words: vec![0; words],
+                words: vec![0; words].into(),
             };
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
@@ -296,7 +306,7 @@ mod tests {
         let frame = Frame {
             kind: 1,
             head: vec![0; 1 << 16],
-            words: vec![],
+            words: vec![].into(),
         };
         let mut bytes = vec![];
         let error = write_frame(&mut bytes, &frame).unwrap_err();

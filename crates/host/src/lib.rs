@@ -2,6 +2,8 @@
 //!
 //! * [`address`] and [`link`]: where a peer listens, and a connected stream to it,
 //! * [`framing`]: frames on a stream, limited before anything is allocated,
+//! * `shared` and `memory`: payloads in memory that both processes map; `memory` is the one place
+//!   with `unsafe`,
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
 //! * [`mod@serve`]: a thread and a machine for each connection of a listener,
@@ -10,7 +12,7 @@
 //! This crate does not know which side of the protocol it carries: both use the same code. A
 //! link is neither encrypted nor authenticated; what crosses it is masked and checked by others.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 pub mod address;
@@ -19,8 +21,11 @@ pub mod framing;
 mod inbox;
 pub mod inprocess;
 pub mod link;
+mod memory;
 pub mod pump;
 pub mod serve;
+mod shared;
+mod stream;
 
 pub use address::Address;
 pub use clock::{Clock, entropy, process_cpu, thread_cpu};

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::claim::{hide_upload, open};
+use crate::claim::{Scratch, hide_upload, open};
 use crate::error::{InferError, InputError};
 use crate::inference::{Inference, Next};
 use crate::model::{Model, engine, guarded, runnable};
 use crate::plan::{Plan, PlannedRound};
+use crate::pool::Pool;
 use crate::secret::Checks;
 use crate::tensor::{Tensor, check_inputs};
+use larvatus_proto::words::Words;
 use tract_onnx::prelude::{IntoTValue, TypedSimplePlan};
 
 /// Why a local run has no output.
@@ -95,7 +97,7 @@ pub fn run_exact_observed(
     inputs: Vec<Tensor>,
     mut observe: impl FnMut(LayerTrace<'_>),
 ) -> Result<Vec<Arc<Tensor>>, LocalError> {
-    let mut inference = Inference::new(Arc::clone(plan), inputs)?;
+    let mut inference = Inference::new(Arc::clone(plan), inputs, Pool::default())?;
     loop {
         match inference.advance()? {
             Next::Done(outputs) => return Ok(outputs),
@@ -114,10 +116,11 @@ fn exact_round(
     observe: &mut impl FnMut(LayerTrace<'_>),
 ) -> Result<(), InferError> {
     let checks = Checks::none();
+    let mut scratch = Scratch::default();
     let mut sent = Vec::with_capacity(round.uploads.len());
     for upload in &round.uploads {
         let (x, maxima) = inference.activation(upload)?;
-        let mut words = vec![0; upload.words()];
+        let mut words = Words::from(vec![0; upload.words()]);
         let zero = inference.is_poisoned();
         let (hidden, finite) = hide_upload(
             upload,
@@ -127,11 +130,13 @@ fn exact_round(
             None,
             &checks,
             &mut words,
+            0,
+            &mut scratch,
         );
         if !finite && let Some(layer) = upload.readers.first() {
             inference.poison(*layer);
         }
-        sent.push((words, hidden));
+        sent.push((words.into_vec(), hidden));
     }
     let mut answers = Vec::with_capacity(round.calls.len());
     for (id, from) in &round.calls {
@@ -151,7 +156,17 @@ fn exact_round(
             .map(|slot| inference.floats(slot))
             .transpose()?;
         answers.push(open(
-            *id, layer, &output, None, hidden, 0, &checks, residual,
+            *id,
+            layer,
+            &output.into(),
+            0,
+            None,
+            hidden,
+            0,
+            &checks,
+            residual,
+            inference.pool(),
+            &mut scratch,
         )?);
     }
     inference.settle(round, answers)

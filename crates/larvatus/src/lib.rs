@@ -47,6 +47,7 @@ mod inference;
 pub mod model;
 pub mod plan;
 pub mod policy;
+mod pool;
 mod quantise;
 pub mod secret;
 pub mod session;

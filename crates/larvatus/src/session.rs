@@ -18,13 +18,14 @@ use std::time::Duration;
 use larvatus_proto::VERSION;
 use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_CALLS, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
+use larvatus_proto::words::{Memory, Words};
 
 use crate::error::{InferError, InputError, WorkerFailed, WorkerMisbehaved};
 use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::secret::{Checks, Entropy, Masks, RoundSecrets, TicketBook};
 use crate::tensor::Tensor;
-use flight::Flight;
+use flight::{Desk, Flight};
 
 /// How a session behaves; every field has a default that suits a worker on the same network.
 #[derive(Clone, Debug)]
@@ -86,6 +87,7 @@ pub struct Session {
     flights: BTreeMap<InferenceId, Flight>,
     /// Which inference a call belongs to.
     calls: BTreeMap<u64, InferenceId>,
+    desk: Desk,
     next_call: u64,
     next_inference: u64,
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
@@ -155,6 +157,7 @@ impl Session {
             waiting: VecDeque::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
+            desk: Desk::new(),
             next_call: 0,
             next_inference: 0,
             finished: VecDeque::new(),
@@ -315,7 +318,7 @@ impl Session {
                 self.provision(1);
             }
             let tickets = self.tickets.pop_front().unwrap_or_default();
-            match Flight::new(&self.plan, inputs, tickets, begun) {
+            match Flight::new(&self.plan, inputs, tickets, &self.desk, begun) {
                 Ok(flight) => {
                     self.flights.insert(id, flight);
                     self.advance(id, now);
@@ -336,7 +339,9 @@ impl Session {
         };
         let call = self.next_call;
         let keep_request = self.settings.retry_after.is_some();
-        match flight.advance(call, self.masks.as_ref(), &self.checks, keep_request, now) {
+        let masks = self.masks.as_ref();
+        let desk = &mut self.desk;
+        match flight.advance(call, masks, &self.checks, keep_request, desk, now) {
             Ok(flight::Progress::Request(frame)) => {
                 self.next_call += 1;
                 self.calls.insert(call, id);
@@ -452,7 +457,7 @@ impl Session {
         Ok(())
     }
 
-    fn answer(&mut self, call: u64, words: Vec<u32>, now: Now) -> Result<(), InferError> {
+    fn answer(&mut self, call: u64, words: Words, now: Now) -> Result<(), InferError> {
         if call >= self.next_call {
             return Err(WorkerMisbehaved::UnknownCall {
                 call,
@@ -466,7 +471,8 @@ impl Session {
         let Some(flight) = self.flights.get_mut(&id) else {
             return Ok(());
         };
-        flight.open(words, &self.checks, now)?;
+        flight.open(&words, &self.checks, &mut self.desk, now)?;
+        drop(words);
         self.advance(id, now);
         self.start_waiting(now);
         Ok(())
@@ -508,6 +514,10 @@ impl Machine for Session {
             head: MAX_HEAD,
             words,
         }
+    }
+
+    fn lend(&mut self, memory: Arc<dyn Memory>) {
+        self.desk.memory = memory;
     }
 
     fn receive(&mut self, frame: Frame, now: Now) {

@@ -7,6 +7,7 @@
 
 use crate::digest::Digest;
 use crate::wire::{DecodeError, Reader, Writer};
+use crate::words::Words;
 
 /// Bytes of a frame's header.
 pub const HEADER: usize = 8;
@@ -34,7 +35,7 @@ pub struct Frame {
     /// Its fields.
     pub head: Vec<u8>,
     /// Its payload.
-    pub words: Vec<u32>,
+    pub words: Words,
 }
 
 /// The largest frame a side accepts at this point of the protocol.
@@ -138,7 +139,7 @@ pub enum Request {
         /// Which round of the program.
         round: u32,
         /// The round's uploads, one after the other.
-        words: Vec<u32>,
+        words: Words,
     },
     /// Ends the conversation.
     Bye,
@@ -171,7 +172,7 @@ pub enum Reply {
         /// Number of the call.
         call: u64,
         /// The claimed values.
-        words: Vec<u32>,
+        words: Words,
     },
     /// The worker cannot do what it was asked.
     Failed {
@@ -199,7 +200,7 @@ impl Request {
     /// The frame that carries this request.
     pub fn into_frame(self) -> Frame {
         let mut head = Writer::default();
-        let mut payload = Vec::new();
+        let mut payload = Words::default();
         let kind = match self {
             Self::Hello { version } => {
                 head.u32(MAGIC).u16(version);
@@ -215,7 +216,7 @@ impl Request {
             }
             Self::Chunk { offset, bytes } => {
                 head.u64(offset).count(bytes.len());
-                payload = pack(&bytes);
+                payload = pack(&bytes).into();
                 kind::CHUNK
             }
             Self::Call { call, round, words } => {
@@ -254,7 +255,7 @@ impl Request {
                 reader.finish()?;
                 return Ok(Self::Chunk {
                     offset,
-                    bytes: unpack(&words, count)?,
+                    bytes: unpack(&words.into_vec(), count)?,
                 });
             }
             kind::CALL => {
@@ -280,7 +281,7 @@ impl Reply {
     /// The frame that carries this reply. A text longer than 256 bytes is cut.
     pub fn into_frame(self) -> Frame {
         let mut head = Writer::default();
-        let mut payload = Vec::new();
+        let mut payload = Words::default();
         let kind = match self {
             Self::Welcome { version, name } => {
                 head.u32(MAGIC).u16(version).text(printable(&name).as_str());
@@ -373,7 +374,7 @@ fn hello(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
     }
 }
 
-fn no_payload(words: &[u32]) -> Result<(), DecodeError> {
+fn no_payload(words: &Words) -> Result<(), DecodeError> {
     match words.len() {
         0 => Ok(()),
         count => Err(DecodeError::Trailing { extra: 4 * count }),

@@ -28,6 +28,7 @@ use larvatus_proto::VERSION;
 use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::{Heap, Memory, Words};
 
 use crate::backend::BackendError;
 use crate::limits::TooMuch;
@@ -132,6 +133,8 @@ pub struct Service {
 struct Context {
     store: Arc<Store>,
     outbox: VecDeque<Pending>,
+    /// Where answers are written.
+    memory: Arc<dyn Memory>,
 }
 
 /// Something to send.
@@ -142,7 +145,7 @@ enum Pending {
         model: Arc<Model>,
         call: u64,
         round: u32,
-        words: Vec<u32>,
+        words: Words,
     },
 }
 
@@ -173,6 +176,7 @@ impl Service {
         let cx = Context {
             store,
             outbox: VecDeque::new(),
+            memory: Arc::new(Heap),
         };
         Self {
             cx,
@@ -239,6 +243,10 @@ impl Machine for Service {
         }
     }
 
+    fn lend(&mut self, memory: Arc<dyn Memory>) {
+        self.cx.memory = memory;
+    }
+
     fn receive(&mut self, frame: Frame, now: Now) {
         self.active = now;
         self.worked = true;
@@ -267,8 +275,23 @@ impl Machine for Service {
                 words,
             } => {
                 self.worked = true;
-                match model.loaded().call(round, &words) {
-                    Ok(words) => Reply::Answer { call, words },
+                let copy: Vec<u32>;
+                let words = match words.as_slice() {
+                    Some(words) => words,
+                    None => {
+                        copy = words.to_vec();
+                        &copy
+                    }
+                };
+                match model.loaded().call(round, words) {
+                    Ok(answer) => {
+                        let mut words = self.cx.memory.words(answer.len());
+                        match words.as_slice() {
+                            Some(_) => words = answer.into(),
+                            None => words.write(0, &answer),
+                        }
+                        Reply::Answer { call, words }
+                    }
                     Err(why) => {
                         let message = Refused::Backend(why).to_string();
                         Reply::Failed {

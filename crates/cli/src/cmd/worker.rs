@@ -65,7 +65,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
 /// The folder that our caller made for this worker's socket.
 fn own_folder(args: &Args, address: &Address) -> Option<PathBuf> {
     match address {
-        Address::Unix(path) if args.until_stdin_ends => path.parent().map(Path::to_owned),
-        Address::Unix(_) | Address::Tcp { .. } => None,
+        Address::Unix(path) | Address::Shared(path) if args.until_stdin_ends => {
+            path.parent().map(Path::to_owned)
+        }
+        Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => None,
     }
 }

@@ -6,15 +6,36 @@ use std::time::Duration;
 
 use larvatus_proto::frame::{Frame, HEADER, Request};
 use larvatus_proto::machine::Now;
+use larvatus_proto::words::{Heap, Memory, Words};
 
 use super::Output;
-use crate::claim::{Hidden, hide_upload, open};
+use crate::claim::{Hidden, Scratch, hide_upload, open};
 use crate::error::{InferError, InputError, WorkerMisbehaved};
 use crate::inference::{Inference, Next};
 use crate::plan::Plan;
 use crate::policy::Hiding;
+use crate::pool::Pool;
 use crate::secret::{Checks, Masks, RoundSecrets, Unmask};
 use crate::tensor::Tensor;
+
+/// What all inferences of a session work with.
+pub(super) struct Desk {
+    /// Where requests are written.
+    pub(super) memory: Arc<dyn Memory>,
+    /// Where opened answers lie.
+    pub(super) pool: Pool,
+    pub(super) scratch: Scratch,
+}
+
+impl Desk {
+    pub(super) fn new() -> Self {
+        Self {
+            memory: Arc::new(Heap),
+            pool: Pool::default(),
+            scratch: Scratch::default(),
+        }
+    }
+}
 
 /// What an inference does next.
 pub(super) enum Progress {
@@ -54,11 +75,12 @@ impl Flight {
         plan: &Arc<Plan>,
         inputs: Vec<Tensor>,
         secrets: Vec<RoundSecrets>,
+        desk: &Desk,
         begun: Now,
     ) -> Result<Self, InputError> {
         Ok(Self {
             plan: Arc::clone(plan),
-            inference: Inference::new(Arc::clone(plan), inputs)?,
+            inference: Inference::new(Arc::clone(plan), inputs, desk.pool.clone())?,
             secrets: secrets.into(),
             awaited: None,
             begun,
@@ -76,6 +98,7 @@ impl Flight {
         masks: Option<&Masks>,
         checks: &Checks,
         keep_request: bool,
+        desk: &mut Desk,
         now: Now,
     ) -> Result<Progress, InferError> {
         let round = match self.inference.advance()? {
@@ -108,17 +131,30 @@ impl Flight {
             });
         }
         let mut tickets = tickets.into_iter();
-        let mut words = vec![0; planned.uploads.iter().map(|upload| upload.words()).sum()];
-        let mut rest = &mut words[..];
+        let mut words = desk
+            .memory
+            .words(planned.uploads.iter().map(|upload| upload.words()).sum());
+        let mut at = 0;
         let mut hidden = Vec::with_capacity(planned.uploads.len());
         for upload in &planned.uploads {
-            let (out, tail) = rest.split_at_mut(upload.words());
-            rest = tail;
             let (x, maxima) = self.inference.activation(upload)?;
             let zero = self.inference.is_poisoned();
-            let secrets = tickets.next().zip(masks);
-            let (kept, finite) =
-                hide_upload(upload, &x, maxima.as_deref(), zero, secrets, checks, out);
+            let pad = tickets
+                .next()
+                .zip(masks)
+                .map(|(ticket, masks)| ticket.pad(masks));
+            let (kept, finite) = hide_upload(
+                upload,
+                &x,
+                maxima.as_deref(),
+                zero,
+                pad.as_ref(),
+                checks,
+                &mut words,
+                at,
+                &mut desk.scratch,
+            );
+            at += upload.words();
             if !finite && let Some(layer) = upload.readers.first() {
                 self.inference.poison(*layer);
             }
@@ -148,8 +184,9 @@ impl Flight {
     /// Opens the answer that is awaited; a lie leaves nothing behind.
     pub(super) fn open(
         &mut self,
-        words: Vec<u32>,
+        words: &Words,
         checks: &Checks,
+        desk: &mut Desk,
         now: Now,
     ) -> Result<(), InferError> {
         let Some(awaited) = self.awaited.take() else {
@@ -176,12 +213,10 @@ impl Flight {
             .into());
         }
         let mut unmasks = awaited.unmasks.into_iter();
-        let mut rest = &words[..];
+        let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
         for (id, from) in &planned.calls {
             let layer = &layers[id.index()];
-            let (claim, tail) = rest.split_at(layer.spec.outputs());
-            rest = tail;
             let upload = &planned.uploads[*from];
             let reader = upload
                 .readers
@@ -202,8 +237,19 @@ impl Flight {
             let unmask = unmasks.next();
             let hidden = &awaited.hidden[*from];
             answers.push(open(
-                *id, layer, claim, unmask, hidden, reader, checks, residual,
+                *id,
+                layer,
+                words,
+                at,
+                unmask,
+                hidden,
+                reader,
+                checks,
+                residual,
+                &desk.pool,
+                &mut desk.scratch,
             )?);
+            at += layer.spec.outputs();
         }
         self.inference.settle(planned, answers)
     }

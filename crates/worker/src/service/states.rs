@@ -6,6 +6,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{CHUNK, Reply};
 use larvatus_proto::program::{MAX_PROGRAM, Program};
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::Words;
 
 use super::{Context, Pending, Refused};
 use crate::backend::BackendError;
@@ -106,7 +107,7 @@ impl State {
         }
     }
 
-    pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Vec<u32>) -> Self {
+    pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Words) -> Self {
         let refused = match &self {
             Self::Hello(_) => Err(Refused::NoHello),
             Self::Offer(_) => Err(Refused::NoOffer),
@@ -261,13 +262,7 @@ impl AwaitCalls {
         State::Calls(self)
     }
 
-    fn call(
-        &self,
-        cx: &mut Context,
-        call: u64,
-        round: u32,
-        words: Vec<u32>,
-    ) -> Result<(), Refused> {
+    fn call(&self, cx: &mut Context, call: u64, round: u32, words: Words) -> Result<(), Refused> {
         let program = self.model.program();
         let rounds = program.rounds().len();
         let steps = usize::try_from(round)
