@@ -1,6 +1,5 @@
 //! One inference on its way through a session.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use crate::error::{InferError, InputError, WorkerMisbehaved};
 use crate::inference::{Inference, Next};
 use crate::plan::Plan;
 use crate::policy::Hiding;
-use crate::secret::{Checks, Masks, RoundSecrets, Unmask};
+use crate::secret::{Checks, TicketSet, Unmask};
 use crate::tensor::Tensor;
 
 /// What an inference does next.
@@ -28,7 +27,7 @@ pub(super) enum Progress {
 pub(super) struct Flight {
     plan: Arc<Plan>,
     inference: Inference,
-    secrets: VecDeque<RoundSecrets>,
+    secrets: Option<TicketSet>,
     awaited: Option<Awaited>,
     begun: Now,
     waiting: Duration,
@@ -53,13 +52,13 @@ impl Flight {
     pub(super) fn new(
         plan: &Arc<Plan>,
         inputs: Vec<Tensor>,
-        secrets: Vec<RoundSecrets>,
+        secrets: Option<TicketSet>,
         begun: Now,
     ) -> Result<Self, InputError> {
         Ok(Self {
             plan: Arc::clone(plan),
             inference: Inference::new(Arc::clone(plan), inputs)?,
-            secrets: secrets.into(),
+            secrets,
             awaited: None,
             begun,
             waiting: Duration::ZERO,
@@ -73,7 +72,6 @@ impl Flight {
     pub(super) fn advance(
         &mut self,
         call: u64,
-        masks: Option<&Masks>,
         checks: &Checks,
         keep_request: bool,
         now: Now,
@@ -92,17 +90,17 @@ impl Flight {
             }
         };
         let planned = &self.plan.rounds()[round];
-        let secrets = self.secrets.pop_front();
-        let (tickets, unmasks) = match secrets {
-            Some(secrets) => (secrets.tickets, secrets.unmasks),
-            None => (Vec::new(), Vec::new()),
+        let secrets = self.secrets.as_mut().and_then(TicketSet::next_round);
+        let (masks, tickets, unmasks) = match secrets {
+            Some(secrets) => (Some(secrets.masks), secrets.tickets, secrets.unmasks),
+            None => (None, Vec::new(), Vec::new()),
         };
         // What the plan demands decides, not which keys are at hand.
         let hides = match self.plan.policy().hiding() {
             Hiding::Field => true,
             Hiding::Clear => false,
         };
-        if hides && (masks.is_none() || tickets.len() != planned.uploads.len()) {
+        if hides && tickets.len() != planned.uploads.len() {
             return Err(InferError::Local {
                 message: "an upload without a ticket".to_owned(),
             });
@@ -116,7 +114,7 @@ impl Flight {
             rest = tail;
             let (x, maxima) = self.inference.activation(upload)?;
             let zero = self.inference.is_poisoned();
-            let secrets = tickets.next().zip(masks);
+            let secrets = tickets.next().zip(masks.as_deref());
             let (kept, finite) =
                 hide_upload(upload, &x, maxima.as_deref(), zero, secrets, checks, out);
             if !finite && let Some(layer) = upload.readers.first() {
