@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larvatus::error::InferError;
 use larvatus::policy::{Hiding, Policy};
-use larvatus::secret::{Entropy, Ticket};
+use larvatus::secret::{Entropy, Seed, Ticket, TicketSet};
 use larvatus::session::Settings;
 use larvatus::tensor::Tensor;
 use larvatus_kernels::field::P;
@@ -274,6 +274,8 @@ fn secrets_cannot_be_printed_or_copied() {
     }
     const { assert!(!Probe::<Entropy>::PRINTS && !Probe::<Entropy>::COPIES) }
     const { assert!(!Probe::<Ticket>::PRINTS && !Probe::<Ticket>::COPIES) }
+    const { assert!(!Probe::<TicketSet>::PRINTS && !Probe::<TicketSet>::COPIES) }
+    const { assert!(!Probe::<Seed>::PRINTS && !Probe::<Seed>::COPIES) }
     const { assert!(!Probe::<Key>::COPIES) }
     assert_eq!(format!("{:?}", Key::new([0xab; 32])), "Key(..)");
     let printed = format!("{:?}", small_cnn(1).plan(Hiding::Field));

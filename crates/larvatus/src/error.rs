@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
 use larvatus_proto::wire::DecodeError;
 
@@ -51,9 +52,9 @@ pub enum WorkerMisbehaved {
     #[error("the worker names model {got}, it was offered {offered}")]
     OtherModel {
         /// The model offered.
-        offered: larvatus_proto::digest::Digest,
+        offered: Digest,
         /// The model named.
-        got: larvatus_proto::digest::Digest,
+        got: Digest,
     },
     /// The worker asks for bytes beyond the end of the model.
     #[error("the worker asks for byte {from} of a model of {total} bytes")]
@@ -177,6 +178,46 @@ pub enum InferError {
     Local {
         /// What the graph engine says.
         message: String,
+    },
+}
+
+/// Why a ticket set is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SupplyError {
+    /// It was made for another plan.
+    #[error("tickets of plan {got}, this is plan {expected}")]
+    OtherPlan {
+        /// The plan in use.
+        expected: Digest,
+        /// The set's plan.
+        got: Digest,
+    },
+    /// It was made for other weights.
+    #[error("tickets of worker model {got}, this plan has {expected}")]
+    OtherModel {
+        /// The worker model in use.
+        expected: Digest,
+        /// The set's worker model.
+        got: Digest,
+    },
+    /// It has not one u for each call.
+    #[error("{got} unmasks, the plan has {expected} calls")]
+    Calls {
+        /// Calls of the plan.
+        expected: usize,
+        /// Unmasks there are.
+        got: usize,
+    },
+    /// A u has not the size of the answer it opens.
+    #[error("layer {layer}: an unmask of {got} words, the answer has {expected}")]
+    Words {
+        /// Which layer.
+        layer: LayerId,
+        /// Words of the answer.
+        expected: usize,
+        /// Words of the unmask.
+        got: usize,
     },
 }
 

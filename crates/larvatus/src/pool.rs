@@ -42,11 +42,6 @@ impl Pool {
         }
     }
 
-    /// Bytes of all buffers that were made and not freed.
-    pub(crate) fn bytes(&self) -> u64 {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.bytes
-    }
 
     fn put(&self, data: Vec<f32>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,17 +1,22 @@
 //! A session's secrets: keys, one-time tickets, check vectors.
 //!
-//! Everything derives from entropy drawn when the session starts and is never stored, so no crash,
-//! clone or restored disk can bring a pad back. Masks and check vectors come from separate keys.
+//! Every inference has a pad key of its own, the [`Seed`] of its [`TicketSet`]. The session derives
+//! seeds one way from entropy drawn when it starts, which is never stored, so no crash, clone or
+//! restored disk can bring a pad back. Sets may also come from elsewhere, made from fresh seeds; each
+//! says who knows its pads. Check vectors come from a key of their own.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose, Stream};
 use larvatus_kernels::linear::{Adjoint, adjoint};
 use larvatus_kernels::reveal::RankOne;
+use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::error::SupplyError;
 use crate::plan::{Layer, Plan};
 
 /// Fresh randomness for one session: 32 bytes that were never used and never will be again.
@@ -26,15 +31,61 @@ impl Entropy {
         Self(bytes)
     }
 
-    fn derive(&self, label: &str, plan: &Plan) -> Key {
-        let mut hasher = blake3::Hasher::new_derive_key(label);
-        hasher.update(&self.0).update(&plan.digest().0);
-        Key::new(*hasher.finalize().as_bytes())
+    fn derive(&self, label: &str, plan: &Plan) -> Zeroizing<[u8; 32]> {
+        derive(label, &[&self.0, &plan.digest().0])
     }
 }
 
-const MASKS: &str = "larvatus 2026 session key v1: masks";
+const MASKS: &str = "larvatus 2026 session key v2: masks";
+const SEED: &str = "larvatus 2026 inference seed v1";
 const CHECKS: &str = "larvatus 2026 session key v1: check vectors";
+
+/// One-way derivation; `parts` have fixed lengths under each label.
+fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new_derive_key(label);
+    for part in parts {
+        hasher.update(part);
+    }
+    let mut hash = hasher.finalize();
+    let key = Zeroizing::new(*hash.as_bytes());
+    hash.zeroize();
+    hasher.zeroize();
+    key
+}
+
+/// The key of one inference's pads: all that somebody needs who computes u for it, and nothing that
+/// says anything about another inference.
+///
+/// Whoever holds it must never see what the inference sends. Not `Clone`, no `Debug`.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct Seed([u8; 32]);
+
+impl Seed {
+    /// Takes 32 bytes that are uniform and serve one inference only.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for whoever is to compute u.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// A pinned key's digest: who a peer is, whatever its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity(pub [u8; 32]);
+
+/// Where a ticket set was made, and so who knows its pads besides this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// In this session. Nobody else knows them.
+    Own,
+    /// Earlier, and kept in a store. Whoever opens the store knows them.
+    Stored,
+    /// By a dealer, who knows them and so must never see what they hide.
+    Dealer(Identity),
+}
 
 /// The right to hide one upload of one inference, once.
 ///
@@ -59,16 +110,25 @@ impl Ticket {
     }
 }
 
-/// Numbers tickets; no number is given twice by one session.
-#[derive(Default)]
-pub(crate) struct TicketBook {
-    next: u64,
+/// The pads of one inference.
+pub(crate) struct Masks(Key);
+
+impl Masks {
+    fn new(seed: &Seed) -> Self {
+        Self(Key::new(seed.0))
+    }
+
+    fn pad(&self, inference: u64, upload: u16) -> Stream<'_> {
+        self.0.stream(inference, upload, Purpose::Mask)
+    }
 }
 
 /// What hides and opens one round: a ticket an upload, a `u` a call.
 pub(crate) struct RoundSecrets {
+    /// The key of the tickets' pads.
+    pub(crate) masks: Arc<Masks>,
     pub(crate) tickets: Vec<Ticket>,
-    /// `u = L(r)`, by call; empty where nothing is hidden.
+    /// `u = L(r)`, by call.
     pub(crate) unmasks: Vec<Unmask>,
 }
 
@@ -76,47 +136,165 @@ pub(crate) struct RoundSecrets {
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Unmask(pub(crate) Vec<u32>);
 
-/// The key of all pads of a session.
-pub(crate) struct Masks(Key);
+/// The secrets of one inference of one plan: the tickets of its uploads and what opens its answers.
+///
+/// Moved into the inference that uses it. Not `Clone`, no `Debug`, cleared when dropped.
+///
+/// ```compile_fail,E0382
+/// fn twice(session: &mut larvatus::session::Session, set: larvatus::secret::TicketSet) {
+///     let _ = session.supply(set);
+///     let _ = session.supply(set);
+/// }
+/// ```
+pub struct TicketSet {
+    plan: Digest,
+    worker_model: Digest,
+    number: u64,
+    origin: Origin,
+    rounds: VecDeque<RoundSecrets>,
+}
 
-impl Masks {
-    pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
-        Self(entropy.derive(MASKS, plan))
-    }
-
-    fn pad(&self, inference: u64, upload: u16) -> Stream<'_> {
-        self.0.stream(inference, upload, Purpose::Mask)
-    }
-
-    /// Issues the tickets of one inference and computes what opens its answers.
-    pub(crate) fn provision(&self, plan: &Plan, book: &mut TicketBook) -> Vec<RoundSecrets> {
-        let inference = book.next;
-        book.next += 1;
-        let engine = plan.engine();
-        let mut rounds = Vec::with_capacity(plan.rounds().len());
-        for round in plan.rounds() {
-            let mut unmasks: Vec<Option<Unmask>> = round.calls.iter().map(|_| None).collect();
-            let numbers = round.first_upload..;
-            for (index, (upload, number)) in round.uploads.iter().zip(numbers.clone()).enumerate() {
-                let mut pad = vec![0; upload.words()];
-                self.pad(inference, number).fill(0, &mut pad);
-                for ((layer, from), unmask) in round.calls.iter().zip(&mut unmasks) {
-                    if *from == index {
-                        *unmask = Some(Unmask(engine.apply(*layer, &pad)));
-                    }
-                }
-                pad.zeroize();
-            }
-            let tickets = round.uploads.iter().zip(numbers);
-            rounds.push(RoundSecrets {
-                tickets: tickets
-                    .map(|(_, upload)| Ticket { inference, upload })
-                    .collect(),
-                unmasks: unmasks.into_iter().flatten().collect(),
+impl TicketSet {
+    /// Puts a set together from its seed and the u of its calls, `unmasks`, in the plan's order.
+    ///
+    /// # Errors
+    /// [`SupplyError`] where there are not as many u, or not as long ones, as the plan has calls.
+    pub(crate) fn new(
+        plan: &Plan,
+        number: u64,
+        origin: Origin,
+        seed: &Seed,
+        unmasks: Vec<Unmask>,
+    ) -> Result<Self, SupplyError> {
+        let calls = plan.rounds().iter().map(|round| round.calls.len()).sum();
+        if unmasks.len() != calls {
+            return Err(SupplyError::Calls {
+                expected: calls,
+                got: unmasks.len(),
             });
         }
-        rounds
+        let masks = Arc::new(Masks::new(seed));
+        let mut unmasks = unmasks.into_iter();
+        let mut rounds = VecDeque::with_capacity(plan.rounds().len());
+        for round in plan.rounds() {
+            let unmasks: Vec<Unmask> = unmasks.by_ref().take(round.calls.len()).collect();
+            for ((layer, _), unmask) in round.calls.iter().zip(&unmasks) {
+                let expected = plan.layers()[layer.index()].spec.outputs();
+                if unmask.0.len() != expected {
+                    return Err(SupplyError::Words {
+                        layer: *layer,
+                        expected,
+                        got: unmask.0.len(),
+                    });
+                }
+            }
+            let uploads = round.uploads.iter().zip(round.first_upload..);
+            rounds.push_back(RoundSecrets {
+                masks: Arc::clone(&masks),
+                tickets: uploads
+                    .map(|(_, upload)| Ticket {
+                        inference: number,
+                        upload,
+                    })
+                    .collect(),
+                unmasks,
+            });
+        }
+        Ok(Self {
+            plan: plan.digest(),
+            worker_model: plan.worker_model().digest(),
+            number,
+            origin,
+            rounds,
+        })
     }
+
+    /// Its number among the sets of its origin.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Who knows its pads.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Takes the secrets of the next round.
+    pub(crate) fn next_round(&mut self) -> Option<RoundSecrets> {
+        self.rounds.pop_front()
+    }
+
+    /// # Errors
+    /// [`SupplyError`] where the set was made for another plan or other weights.
+    pub(crate) fn belongs_to(&self, plan: &Plan) -> Result<(), SupplyError> {
+        if self.plan != plan.digest() {
+            return Err(SupplyError::OtherPlan {
+                expected: plan.digest(),
+                got: self.plan,
+            });
+        }
+        let expected = plan.worker_model().digest();
+        if self.worker_model != expected {
+            return Err(SupplyError::OtherModel {
+                expected,
+                got: self.worker_model,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Makes a session's own ticket sets; no number is given twice.
+pub(crate) struct Provisioner {
+    masks: Zeroizing<[u8; 32]>,
+    next: u64,
+}
+
+impl Provisioner {
+    pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
+        Self {
+            masks: entropy.derive(MASKS, plan),
+            next: 0,
+        }
+    }
+
+    /// The number and the seed of the next inference. The seed says nothing about others.
+    pub(crate) fn next_seed(&mut self) -> (u64, Seed) {
+        let number = self.next;
+        self.next += 1;
+        let seed = derive(SEED, &[&*self.masks, &number.to_le_bytes()]);
+        (number, Seed(*seed))
+    }
+
+    /// Makes the next set: computes all u of one inference.
+    pub(crate) fn provision(&mut self, plan: &Plan) -> TicketSet {
+        let (number, seed) = self.next_seed();
+        let unmasks = unmasks(plan, number, &seed);
+        TicketSet::new(plan, number, Origin::Own, &seed, unmasks)
+            .expect("made for the calls of this plan")
+    }
+}
+
+/// u = L(r) of every call of one inference, in the plan's order.
+pub(crate) fn unmasks(plan: &Plan, number: u64, seed: &Seed) -> Vec<Unmask> {
+    let masks = Masks::new(seed);
+    let engine = plan.engine();
+    let mut all = Vec::new();
+    for round in plan.rounds() {
+        let mut unmasks: Vec<Option<Unmask>> = round.calls.iter().map(|_| None).collect();
+        let uploads = round.uploads.iter().zip(round.first_upload..);
+        for (index, (upload, upload_number)) in uploads.enumerate() {
+            let mut pad = Zeroizing::new(vec![0; upload.words()]);
+            masks.pad(number, upload_number).fill(0, &mut pad);
+            for ((layer, from), unmask) in round.calls.iter().zip(&mut unmasks) {
+                if *from == index {
+                    *unmask = Some(Unmask(engine.apply(*layer, &pad)));
+                }
+            }
+        }
+        all.extend(unmasks.into_iter().flatten());
+    }
+    all
 }
 
 /// A session's check vectors, by layer and repetition. Whoever knows them can forge.
@@ -133,7 +311,7 @@ impl Checks {
     /// Draws the vectors: each entry of t and s uniform over F_p, so that a wrong answer passes
     /// one repetition with a chance of at most 2/p.
     pub(crate) fn new(entropy: &Entropy, plan: &Arc<Plan>) -> Self {
-        let key = entropy.derive(CHECKS, plan);
+        let key = Key::new(*entropy.derive(CHECKS, plan));
         let layers = plan.layers().iter().zip(0_u64..);
         Self(
             layers
@@ -176,5 +354,79 @@ impl LayerChecks {
             checks.v.push(RankOne { outer, inner });
         }
         checks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+    use crate::policy::Policy;
+    use crate::session::{Session, Settings};
+
+    /// Two rounds of one call of four words each.
+    fn plan(policy: &str) -> Arc<Plan> {
+        let bytes = include_bytes!("../../../testkit/models/short-table.onnx");
+        let model = Model::load(bytes, &[]).unwrap();
+        Plan::new(&model, &Policy::from_toml(policy).unwrap()).unwrap()
+    }
+
+    fn set(plan: &Plan, unmasks: Vec<Unmask>) -> Result<TicketSet, SupplyError> {
+        TicketSet::new(plan, 7, Origin::Stored, &Seed([1; 32]), unmasks)
+    }
+
+    #[test]
+    fn every_inference_and_every_session_has_a_seed_of_its_own() {
+        let plan = plan("");
+        let mut seeds = Vec::new();
+        for entropy in [[1; 32], [2; 32]] {
+            let mut provisioner = Provisioner::new(&Entropy::new(entropy), &plan);
+            for expected in 0..3 {
+                let (number, seed) = provisioner.next_seed();
+                assert_eq!(number, expected);
+                seeds.push(*seed.expose());
+            }
+        }
+        let all = seeds.len();
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), all);
+    }
+
+    #[test]
+    fn a_set_of_another_plan_is_refused() {
+        let (one, other) = (plan(""), plan("lifetime = 5"));
+        let unmasks = unmasks(&one, 7, &Seed([1; 32]));
+        let set = set(&one, unmasks).unwrap();
+        let mut session = Session::new(
+            Arc::clone(&other),
+            Entropy::new([3; 32]),
+            Settings::default(),
+        );
+        let expected = SupplyError::OtherPlan {
+            expected: other.digest(),
+            got: one.digest(),
+        };
+        assert_eq!(session.supply(set), Err(expected));
+        assert_eq!(session.provisioned(), 0);
+    }
+
+    #[test]
+    fn a_set_has_one_u_of_the_right_size_for_each_call() {
+        let plan = plan("");
+        let none = set(&plan, Vec::new()).err();
+        let expected = SupplyError::Calls {
+            expected: 2,
+            got: 0,
+        };
+        assert_eq!(none, Some(expected));
+        let mut short = unmasks(&plan, 7, &Seed([1; 32]));
+        short[1].0.pop();
+        let expected = SupplyError::Words {
+            layer: LayerId(1),
+            expected: 4,
+            got: 3,
+        };
+        assert_eq!(set(&plan, short).err(), Some(expected));
     }
 }

@@ -20,10 +20,10 @@ use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_CALLS, MAX_HEAD, Repl
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::words::{Memory, Words};
 
-use crate::error::{InferError, InputError, WorkerFailed, WorkerMisbehaved};
+use crate::error::{InferError, InputError, SupplyError, WorkerFailed, WorkerMisbehaved};
 use crate::plan::Plan;
 use crate::policy::Hiding;
-use crate::secret::{Checks, Entropy, Masks, RoundSecrets, TicketBook};
+use crate::secret::{Checks, Entropy, Provisioner, TicketSet};
 use crate::tensor::Tensor;
 use flight::{Desk, Flight};
 
@@ -75,10 +75,10 @@ pub struct Output {
 pub struct Session {
     plan: Arc<Plan>,
     settings: Settings,
-    masks: Option<Masks>,
+    /// Makes own tickets, where the plan hides and the session is not over.
+    provisioner: Option<Provisioner>,
     checks: Checks,
-    book: TicketBook,
-    tickets: VecDeque<Vec<RoundSecrets>>,
+    tickets: VecDeque<TicketSet>,
     state: State,
     worker: Option<String>,
     outbox: VecDeque<Frame>,
@@ -139,17 +139,16 @@ const PATIENCE: usize = 256;
 impl Session {
     /// A session for a plan. `entropy` must be fresh; see [`Entropy`].
     pub fn new(plan: Arc<Plan>, entropy: Entropy, settings: Settings) -> Self {
-        let masks = match plan.policy().hiding() {
-            Hiding::Field => Some(Masks::new(&entropy, &plan)),
+        let provisioner = match plan.policy().hiding() {
+            Hiding::Field => Some(Provisioner::new(&entropy, &plan)),
             Hiding::Clear => None,
         };
         let checks = Checks::new(&entropy, &plan);
         Self {
             plan,
             settings,
-            masks,
+            provisioner,
             checks,
-            book: TicketBook::default(),
             tickets: VecDeque::new(),
             state: State::Welcome(Await::NOTHING_SENT),
             worker: None,
@@ -169,15 +168,26 @@ impl Session {
 
     /// Makes the tickets of `inferences` further inferences: as much linear work as those
     /// inferences themselves, but off the latency path. What is missing at
-    /// [`begin`](Self::begin) is made then.
+    /// [`begin`](Self::begin) is made then. Does nothing where the plan hides nothing.
     pub fn provision(&mut self, inferences: usize) {
-        for _ in 0..inferences {
-            let tickets = match &self.masks {
-                Some(masks) => masks.provision(&self.plan, &mut self.book),
-                None => Vec::new(),
-            };
-            self.tickets.push_back(tickets);
+        if let Some(provisioner) = &mut self.provisioner {
+            for _ in 0..inferences {
+                self.tickets.push_back(provisioner.provision(&self.plan));
+            }
         }
+    }
+
+    /// Takes a ticket set that was made elsewhere; the next inference that has none yet uses it. A
+    /// session that is over erases it.
+    ///
+    /// # Errors
+    /// [`SupplyError`] where it was made for another plan or other weights; it is erased.
+    pub fn supply(&mut self, set: TicketSet) -> Result<(), SupplyError> {
+        set.belongs_to(&self.plan)?;
+        if self.provisioner.is_some() {
+            self.tickets.push_back(set);
+        }
+        Ok(())
     }
 
     /// Inferences whose tickets are ready.
@@ -294,7 +304,7 @@ impl Session {
         self.calls.clear();
         self.outbox.clear();
         self.tickets.clear();
-        self.masks = None;
+        self.provisioner = None;
         self.checks = Checks::none();
         self.state = State::Over(why);
     }
@@ -317,7 +327,7 @@ impl Session {
             if self.tickets.is_empty() {
                 self.provision(1);
             }
-            let tickets = self.tickets.pop_front().unwrap_or_default();
+            let tickets = self.tickets.pop_front();
             match Flight::new(&self.plan, inputs, tickets, &self.desk, begun) {
                 Ok(flight) => {
                     self.flights.insert(id, flight);
@@ -339,9 +349,8 @@ impl Session {
         };
         let call = self.next_call;
         let keep_request = self.settings.retry_after.is_some();
-        let masks = self.masks.as_ref();
         let desk = &mut self.desk;
-        match flight.advance(call, masks, &self.checks, keep_request, desk, now) {
+        match flight.advance(call, &self.checks, keep_request, desk, now) {
             Ok(flight::Progress::Request(frame)) => {
                 self.next_call += 1;
                 self.calls.insert(call, id);

@@ -1,6 +1,5 @@
 //! One inference on its way through a session.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::inference::{Inference, Next};
 use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::pool::Pool;
-use crate::secret::{Checks, Masks, RoundSecrets, Unmask};
+use crate::secret::{Checks, TicketSet, Unmask};
 use crate::tensor::Tensor;
 
 /// What all inferences of a session work with.
@@ -49,7 +48,7 @@ pub(super) enum Progress {
 pub(super) struct Flight {
     plan: Arc<Plan>,
     inference: Inference,
-    secrets: VecDeque<RoundSecrets>,
+    secrets: Option<TicketSet>,
     awaited: Option<Awaited>,
     begun: Now,
     waiting: Duration,
@@ -74,14 +73,14 @@ impl Flight {
     pub(super) fn new(
         plan: &Arc<Plan>,
         inputs: Vec<Tensor>,
-        secrets: Vec<RoundSecrets>,
+        secrets: Option<TicketSet>,
         desk: &Desk,
         begun: Now,
     ) -> Result<Self, InputError> {
         Ok(Self {
             plan: Arc::clone(plan),
             inference: Inference::new(Arc::clone(plan), inputs, desk.pool.clone())?,
-            secrets: secrets.into(),
+            secrets,
             awaited: None,
             begun,
             waiting: Duration::ZERO,
@@ -95,7 +94,6 @@ impl Flight {
     pub(super) fn advance(
         &mut self,
         call: u64,
-        masks: Option<&Masks>,
         checks: &Checks,
         keep_request: bool,
         desk: &mut Desk,
@@ -115,17 +113,17 @@ impl Flight {
             }
         };
         let planned = &self.plan.rounds()[round];
-        let secrets = self.secrets.pop_front();
-        let (tickets, unmasks) = match secrets {
-            Some(secrets) => (secrets.tickets, secrets.unmasks),
-            None => (Vec::new(), Vec::new()),
+        let secrets = self.secrets.as_mut().and_then(TicketSet::next_round);
+        let (masks, tickets, unmasks) = match secrets {
+            Some(secrets) => (Some(secrets.masks), secrets.tickets, secrets.unmasks),
+            None => (None, Vec::new(), Vec::new()),
         };
         // What the plan demands decides, not which keys are at hand.
         let hides = match self.plan.policy().hiding() {
             Hiding::Field => true,
             Hiding::Clear => false,
         };
-        if hides && (masks.is_none() || tickets.len() != planned.uploads.len()) {
+        if hides && tickets.len() != planned.uploads.len() {
             return Err(InferError::Local {
                 message: "an upload without a ticket".to_owned(),
             });
@@ -141,7 +139,7 @@ impl Flight {
             let zero = self.inference.is_poisoned();
             let pad = tickets
                 .next()
-                .zip(masks)
+                .zip(masks.as_deref())
                 .map(|(ticket, masks)| ticket.pad(masks));
             let (kept, finite) = hide_upload(
                 upload,
