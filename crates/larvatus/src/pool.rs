@@ -7,31 +7,22 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where buffers wait; clones share them. Its memory is freed with the last clone.
+/// Where buffers wait, by length; clones share them. Its memory is freed with the last clone.
 #[derive(Clone, Default)]
-pub(crate) struct Pool(Arc<Mutex<Kept>>);
-
-#[derive(Default)]
-struct Kept {
-    /// By length, ascending.
-    idle: Vec<Vec<f32>>,
-    bytes: u64,
-}
+pub(crate) struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl Pool {
     /// A buffer of `len` elements of arbitrary content.
     pub(crate) fn take(&self, len: usize) -> Floats {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.idle.partition_point(|buffer| buffer.len() < len);
+        let at = kept.partition_point(|buffer| buffer.len() < len);
         // One that is much too large is left to whoever needs it.
         let fits = kept
-            .idle
             .get(at)
             .is_some_and(|buffer| buffer.len() / 2 <= len.max(1024));
         let data = if fits {
-            kept.idle.remove(at)
+            kept.remove(at)
         } else {
-            kept.bytes += 4 * len as u64;
             vec![0.0; len]
         };
         drop(kept);
@@ -42,13 +33,10 @@ impl Pool {
         }
     }
 
-
     fn put(&self, data: Vec<f32>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept
-            .idle
-            .partition_point(|buffer| buffer.len() < data.len());
-        kept.idle.insert(at, data);
+        let at = kept.partition_point(|buffer| buffer.len() < data.len());
+        kept.insert(at, data);
     }
 }
 
@@ -104,6 +92,5 @@ mod tests {
         assert_ne!(third.as_ptr(), at);
         drop((second, third));
         assert_eq!(pool.take(10).len(), 10);
-        assert_eq!(pool.bytes(), 4 * (5000 + 4000 + 10));
     }
 }
