@@ -60,15 +60,17 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let owned = || text.to_owned();
-        let kinds: [(&str, fn(PathBuf) -> Self); 2] =
-            [("unix:", Self::Unix), ("shm:", Self::Shared)];
-        for (scheme, kind) in kinds {
-            if let Some(path) = text.strip_prefix(scheme) {
-                if path.is_empty() || path.contains('\0') {
-                    return Err(AddressError::Path { text: owned() });
-                }
-                return Ok(kind(PathBuf::from(path)));
-            }
+        let path = |path: &str| {
+            let named = !path.is_empty() && !path.contains('\0');
+            named
+                .then(|| PathBuf::from(path))
+                .ok_or_else(|| AddressError::Path { text: owned() })
+        };
+        if let Some(file) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path(file)?));
+        }
+        if let Some(file) = text.strip_prefix("shm:") {
+            return Ok(Self::Shared(path(file)?));
         }
         let Some(rest) = text.strip_prefix("tcp://") else {
             return Err(AddressError::Scheme { text: owned() });

@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(own, lent);
         assert_eq!(lent.clone().as_slice(), Some(&[0, 7, 8, 9][..]));
         assert!(lent.as_slice().is_none() && lent.as_lent().is_some_and(|any| any.is::<Board>()));
-        lent.own()[0] = 1;
-        assert_eq!(lent.into_vec(), [1, 7, 8, 9]);
+        lent.own().insert(0, 1);
+        assert_eq!(lent.into_vec(), [1, 0, 7, 8, 9]);
     }
 }
