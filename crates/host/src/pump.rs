@@ -15,7 +15,7 @@ use larvatus_proto::frame::{Frame, FrameLimits};
 use larvatus_proto::machine::Machine;
 
 use crate::clock::Clock;
-use crate::framing::{FrameReader, LinkError, write_frame};
+use crate::framing::{FrameReader, LinkError, Timely, write_frame};
 use crate::inbox::{Closing, Inbox};
 use crate::link::Link;
 
@@ -77,6 +77,7 @@ pub enum Progress {
 pub struct Options {
     /// How long a peer may read nothing while something is written to it. 60 s: a peer reads no
     /// more than its room while its machine computes, so this exceeds the longest computation.
+    /// A whole frame may take this and a second for each 64 KiB, looked at every 256 KiB.
     pub write_timeout: Duration,
     /// Bytes of frames that may have come and not been received by the machine; one more frame
     /// is read beyond it. 64 MiB. A side that asks for much at once gives itself room for all
@@ -248,7 +249,8 @@ impl Pump {
     }
 
     fn write(&mut self, machine: &mut dyn Machine, frame: &Frame) -> Result<(), LinkError> {
-        let Err(error) = write_frame(&mut &*self.link, frame) else {
+        let mut stream = Timely::new(&*self.link, self.write_timeout, frame.size());
+        let Err(error) = write_frame(&mut stream, frame) else {
             self.traffic.sent(frame);
             return Ok(());
         };
