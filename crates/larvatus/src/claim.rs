@@ -7,13 +7,15 @@ use larvatus_kernels::hide::{Activations, Folded, hide};
 use larvatus_kernels::linear::Shape;
 use larvatus_kernels::reveal::{Bias, Claim, Epilogue, RankOne, reveal};
 use subtle::Choice;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::WorkerMisbehaved;
 use crate::plan::{Layer, Upload};
 use crate::secret::{Checks, Masks, Ticket, Unmask};
 use larvatus_proto::program::LayerId;
 
-/// What the trusted side remembers of an upload until its answers come.
+/// What the trusted side remembers of an upload until its answers come; cleared when dropped.
+#[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Hidden {
     /// Of a step, by image and row (one a row where rows have scales of their own).
     scales: Vec<f32>,
@@ -156,6 +158,7 @@ pub(crate) fn open(
         };
         let maxima = &mut maxima[image * rows..(image + 1) * rows];
         let (dots, canonical) = part.reveal(&v, &mut values[at], maxima);
+        let dots = Zeroizing::new(dots);
         // No branch on data before every image has been looked at.
         let mut equal = Choice::from(u8::from(canonical));
         if !v.is_empty() {

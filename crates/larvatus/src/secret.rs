@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose, Stream};
-use larvatus_kernels::linear::{Adjoint, adjoint};
+use larvatus_kernels::linear::{Adjoint, adjoint, wipe};
 use larvatus_kernels::reveal::RankOne;
 use larvatus_proto::program::LayerId;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -115,6 +115,8 @@ impl Masks {
                 unmasks: unmasks.into_iter().flatten().collect(),
             });
         }
+        // The pads went through the buffers of the threads that computed u.
+        wipe();
         rounds
     }
 }
