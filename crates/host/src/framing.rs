@@ -6,7 +6,7 @@
 //! out; on little-endian machines they are not touched again.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header};
 use larvatus_proto::machine::LinkEnd;
@@ -174,6 +174,53 @@ fn write_parts(stream: &mut impl Write, parts: [&[u8]; 3]) -> io::Result<()> {
     stream.flush()
 }
 
+/// Bytes a second that a peer must read of a frame, beyond the time for which it may read nothing.
+const SLOWEST: u64 = 64 << 10;
+
+/// Bytes handed to the system at once: a call waits for the peer by itself, part by part.
+const PIECE: usize = 256 << 10;
+
+/// A stream whose writes are over when the time for one frame is.
+pub(crate) struct Timely<W> {
+    stream: W,
+    end: Option<Instant>,
+}
+
+impl<W> Timely<W> {
+    /// For a frame of so many bytes, to a peer that may read nothing for `silence`.
+    pub(crate) fn new(stream: W, silence: Duration, bytes: u64) -> Self {
+        let time = silence.saturating_add(Duration::from_secs(bytes / SLOWEST));
+        Self {
+            stream,
+            end: Instant::now().checked_add(time),
+        }
+    }
+}
+
+impl<W: Write> Write for Timely<W> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(from)])
+    }
+
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let mut left = PIECE;
+        let mut parts = [IoSlice::new(&[]); 3];
+        for (part, from) in parts.iter_mut().zip(from) {
+            let (taken, _) = from.split_at(from.len().min(left));
+            left -= taken.len();
+            *part = IoSlice::new(taken);
+        }
+        self.stream.write_vectored(&parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +271,69 @@ mod tests {
                 Err(LinkError::Closed)
             ));
         }
+    }
+
+    #[test]
+    fn a_frame_is_written_within_its_time_or_not_at_all() {
+        /// Takes one byte at a time, and time for it.
+        struct Slow(usize);
+        impl Write for Slow {
+            fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(2));
+                self.0 += 1;
+                Ok(from.len().min(1))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let frame = Frame {
+            kind: 1,
+            head: vec![0; 512],
+            words: vec![].into(),
+        };
+        let mut slow = Slow(0);
+        let mut stream = Timely::new(&mut slow, Duration::from_millis(50), frame.size());
+        let result = write_frame(&mut stream, &frame).map_err(|error| error.kind());
+        assert_eq!(result, Err(ErrorKind::TimedOut));
+        assert!((1..30).contains(&slow.0), "{} bytes", slow.0);
+        let mut stream = Timely::new(Dribble(vec![], 0), Duration::MAX, frame.size());
+        write_frame(&mut stream, &frame).unwrap();
+        assert_eq!(stream.stream.0.len() as u64, frame.size());
+    }
+
+    #[test]
+    fn large_frames_are_handed_over_in_pieces() {
+        let frame = Frame {
+            kind: 1,
+            head: vec![5; 9],
+            words: vec![0x0102_0304; PIECE].into(),
+        };
+        /// Takes everything that it is given and notes how much that is at the most.
+        struct Greedy(Vec<u8>, usize);
+        impl Write for Greedy {
+            fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+                self.0.extend_from_slice(from);
+                Ok(from.len())
+            }
+            fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+                let count = from
+                    .iter()
+                    .map(|part| self.write(part))
+                    .sum::<io::Result<_>>()?;
+                self.1 = self.1.max(count);
+                Ok(count)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut greedy = Greedy(vec![], 0);
+        let mut stream = Timely::new(&mut greedy, Duration::from_secs(60), frame.size());
+        write_frame(&mut stream, &frame).unwrap();
+        assert_eq!(greedy.1, PIECE);
+        let read = FrameReader::new(&mut &greedy.0[..]).read(|| WIDE).unwrap();
+        assert_eq!(read, frame);
     }
 
     #[test]

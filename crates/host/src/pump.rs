@@ -73,6 +73,7 @@ pub enum Progress {
 pub struct Options {
     /// How long a peer may read nothing while something is written to it. 60 s: a peer reads no
     /// more than its room while its machine computes, so this exceeds the longest computation.
+    /// A whole frame may take this and a second for each 64 KiB, looked at every 256 KiB.
     pub write_timeout: Duration,
     /// Bytes of frames that may have come and not been received by the machine; one more frame
     /// is read beyond it. 64 MiB. A side that asks for much at once gives itself room for all

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use larvatus_proto::frame::{Frame, FrameLimits};
 
-use crate::framing::{FrameReader, LinkError, write_frame};
+use crate::framing::{FrameReader, LinkError, Timely, write_frame};
 use crate::inbox::{Closing, Inbox};
 use crate::link::Link;
 
@@ -21,6 +21,7 @@ pub(crate) struct Stream {
     link: Arc<Link>,
     inbox: Arc<Inbox>,
     reader: Option<JoinHandle<()>>,
+    write_timeout: Duration,
 }
 
 impl Stream {
@@ -40,6 +41,7 @@ impl Stream {
             link,
             inbox,
             reader: Some(reader),
+            write_timeout,
         })
     }
 
@@ -61,7 +63,8 @@ impl Stream {
     }
 
     pub(crate) fn write(&self, frame: &Frame) -> io::Result<()> {
-        write_frame(&mut &*self.link, frame)
+        let mut stream = Timely::new(&*self.link, self.write_timeout, frame.size());
+        write_frame(&mut stream, frame)
     }
 
     /// Says that nothing more will be sent and throws away what comes, until the peer has ended

@@ -21,12 +21,12 @@ use core::ops::Range;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::WrongLength;
 use crate::field::{Fp, P};
 use crate::fixed::{Bound, quantise_lanes, quantise_one};
 use crate::isa::Isa;
 use crate::isa::vector::{AHEAD, Pass, Vector, load, load_f, store};
 use crate::keystream::Stream;
+use crate::{WrongLength, erase};
 
 /// A matrix of activations and how to quantise it.
 #[derive(Clone, Copy, Debug)]
@@ -344,9 +344,9 @@ impl Pass for Hide<'_> {
         for (dot, sum) in dots.iter_mut().zip(sums) {
             *dot = Fp::from_u64(v.sum_w(sum));
         }
-        steps[..used].zeroize();
+        erase(&mut steps[..used]);
         if mask.is_some() {
-            pads[..Stream::room(used)].zeroize();
+            erase(&mut pads[..Stream::room(used)]);
         }
     }
 }

@@ -16,6 +16,7 @@ use larvatus_kernels::reveal::{Bias, Claim, Epilogue, Factors, RankOne, reveal};
 use larvatus_proto::program::LayerId;
 use larvatus_proto::words::Words;
 use subtle::Choice;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::WorkerMisbehaved;
 use crate::plan::{Layer, Upload};
@@ -25,7 +26,8 @@ use crate::secret::{Checks, Unmask};
 /// Words of a band, unless a row has more: 128 KiB.
 const BAND: usize = 1 << 15;
 
-/// What the trusted side remembers of an upload until its answers come.
+/// What the trusted side remembers of an upload until its answers come; cleared when dropped.
+#[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Hidden {
     /// Of a step, by image and row (one a row where rows have scales of their own).
     scales: Vec<f32>,
@@ -228,7 +230,7 @@ pub(crate) fn open(
             Shape::Conv(_) => 1,
             Shape::MatMul(matmul) => matmul.groups,
         };
-        let mut dots = vec![Fp::ZERO; v.len()];
+        let mut dots = Zeroizing::new(vec![Fp::ZERO; v.len()]);
         let mut canonical = true;
         for group in 0..groups {
             let height = rows / groups;

@@ -225,6 +225,14 @@ pub enum SupplyError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
+    /// The session has begun as many inferences as its bound on lies holds for.
+    #[error(
+        "the session has begun the {lifetime} inferences that its policy states; begin another session"
+    )]
+    LifetimeOver {
+        /// Inferences that the policy states.
+        lifetime: u64,
+    },
     /// Another number of inputs than the model has.
     #[error("{got} inputs given, the model has {expected}: {names:?}")]
     Count {

@@ -8,9 +8,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use larvatus_kernels::erase;
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose, Stream};
-use larvatus_kernels::linear::{Adjoint, adjoint};
+use larvatus_kernels::linear::{Adjoint, adjoint, wipe};
 use larvatus_kernels::reveal::RankOne;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
@@ -133,8 +134,13 @@ pub(crate) struct RoundSecrets {
 }
 
 /// `u = L(r)` of one call, cleared when dropped.
-#[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Unmask(pub(crate) Vec<u32>);
+
+impl Drop for Unmask {
+    fn drop(&mut self) {
+        erase(&mut self.0);
+    }
+}
 
 /// The secrets of one inference of one plan: the tickets of its uploads and what opens its answers.
 ///
@@ -294,6 +300,8 @@ pub(crate) fn unmasks(plan: &Plan, number: u64, seed: &Seed) -> Vec<Unmask> {
         }
         all.extend(unmasks.into_iter().flatten());
     }
+    // The pads went through the buffers of the threads that computed u.
+    wipe();
     all
 }
 

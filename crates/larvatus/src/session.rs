@@ -199,9 +199,14 @@ impl Session {
     /// reason for which the session did.
     ///
     /// # Errors
-    /// [`InputError`] where they are not what the plan was made for; nothing is sent.
+    /// [`InputError`] where they are not what the plan was made for, or where answers are checked and
+    /// this session has begun as many inferences as its policy's lifetime; nothing is sent.
     pub fn begin(&mut self, inputs: Vec<Tensor>, now: Now) -> Result<InferenceId, InputError> {
         crate::tensor::check_inputs(self.plan.inputs(), &inputs)?;
+        let lifetime = self.plan.policy().lifetime;
+        if self.plan.repetitions() > 0 && self.next_inference >= lifetime {
+            return Err(InputError::LifetimeOver { lifetime });
+        }
         let id = InferenceId(self.next_inference);
         self.next_inference += 1;
         let over = match &self.state {

@@ -278,6 +278,12 @@ fn here(
 
 fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
+    let lifetime = plan.policy().lifetime;
+    ensure!(
+        plan.repetitions() == 0 || inputs.len() as u64 <= lifetime,
+        "{} inputs, but the policy's bound on lies holds for lifetime = {lifetime}",
+        inputs.len()
+    );
     let settings = Settings {
         window: args.window,
         answer_within: Duration::from_secs(args.timeout.max(1)),

@@ -2,6 +2,8 @@
 //!
 //! Words are cut into 16-bit halves; each half times an eight-bit weight is summed in 32 bits.
 
+use zeroize::Zeroizing;
+
 use super::Packed;
 use super::jobs;
 use super::shape::{Conv, Valid};
@@ -97,7 +99,8 @@ impl Direct {
             window, in_group, ..
         } = self;
         let width = window.output[1];
-        let (mut low, mut high) = (vec![0; width], vec![0; width]);
+        let mut low = Zeroizing::new(vec![0; width]);
+        let mut high = Zeroizing::new(vec![0; width]);
         for (index, row) in y.chunks_exact_mut(width).enumerate() {
             let (out, oy) = (first + index / window.output[0], index % window.output[0]);
             let x = self.inputs(x, out);
@@ -112,7 +115,7 @@ impl Direct {
                         self.add_tap(x, oy, tap, w[1] >> 16, &mut low, &mut high);
                     }
                 }
-                for ((word, &low), &high) in row.iter_mut().zip(&low).zip(&high) {
+                for ((word, &low), &high) in row.iter_mut().zip(low.iter()).zip(high.iter()) {
                     *word = place_halves(*word, low, high, plane.place);
                 }
             }

@@ -48,7 +48,7 @@ use words::Words;
 /// A linear layer, prepared: weights packed for one instruction set.
 ///
 /// Made once per model by [`Linear::new`], then [`Linear::apply`] per image, from any thread. Buffers belong to
-/// the calling threads, which keep them; they hold limbs of x.
+/// the calling threads, which keep them; they hold limbs of x until [`wipe`].
 pub struct Linear {
     shape: Shape,
     isa: Isa,
@@ -141,6 +141,27 @@ impl Linear {
 impl fmt::Debug for Linear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Linear({:?}, {})", self.shape, self.isa.name())
+    }
+}
+
+/// Overwrites what [`Linear::apply`] left of x in the buffers of this thread and, with the feature `parallel`, of
+/// the current rayon pool.
+///
+/// For callers whose x is secret, a one-time pad say: once after the last of them.
+pub fn wipe() {
+    #[cfg(feature = "parallel")]
+    rayon::broadcast(|_| wipe_thread());
+    wipe_thread();
+}
+
+fn wipe_thread() {
+    #[cfg(target_arch = "x86_64")]
+    for isa in Isa::available() {
+        match isa {
+            Isa::Scalar | Isa::Portable => {}
+            Isa::Avx2(token) => vectors::Vectors::scratch(token, vectors::Scratch::wipe),
+            Isa::Avx512(token) => vectors::Vectors::scratch(token, vectors::Scratch::wipe),
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use zeroize::Zeroize;
+
 use super::window::Window;
 
 /// An instruction set with exact multiply-accumulate. Implemented by its token.
@@ -89,6 +91,27 @@ impl<V: Vectors> Default for Scratch<V> {
             pixels: Vec::new(),
             words: Vec::new(),
         }
+    }
+}
+
+impl<V: Vectors> Scratch<V> {
+    /// Overwrites all limbs, those of longer runs before the last one too.
+    pub(super) fn wipe(&mut self) {
+        wipe(&mut self.pixels);
+        wipe(&mut self.words);
+    }
+}
+
+fn wipe<T>(limbs: &mut Vec<T>) {
+    limbs.clear();
+    limbs.spare_capacity_mut().zeroize();
+}
+
+/// Makes room for `count` entries; memory that is too small is overwritten before it is given back.
+pub(super) fn room<T>(limbs: &mut Vec<T>, count: usize) {
+    if limbs.capacity() < count {
+        wipe(limbs);
+        limbs.reserve_exact(count);
     }
 }
 

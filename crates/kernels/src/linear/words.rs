@@ -6,7 +6,7 @@
 use super::Packed;
 use super::jobs::{self, Grid, Job};
 use super::shape::MatMul;
-use super::vectors::{Scratch, Store, Vectors, WORD_ROWS, WORD_VECTORS, blocks, steps};
+use super::vectors::{Scratch, Store, Vectors, WORD_ROWS, WORD_VECTORS, blocks, room, steps};
 use super::weights::Weights;
 
 /// A matrix product with packed weights.
@@ -81,6 +81,7 @@ impl<V: Vectors> Words<V> {
     fn pack_rows(&self, x: &[u32], block: std::ops::Range<usize>, words: &mut Vec<V::Words>) {
         let steps = steps::<V>(block.len());
         let rows = x.len() / self.shape.inner;
+        room(words, rows * steps);
         words.resize(rows * steps, V::NO_WORDS);
         let tiles = x
             .chunks(WORD_ROWS * self.shape.inner)

@@ -17,9 +17,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use larvatus_proto::digest::Digest;
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{DimLike, TDim};
+use tract_onnx::tract_core::internal::{DimLike, Op, TDim};
 use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
+use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 use tract_onnx::{onnx, pb};
 
 /// Largest tensor that a model may declare, in elements.
@@ -120,6 +121,7 @@ impl Model {
                     message: innermost(&err),
                 })?;
         check_tensors(&proto)?;
+        check_inputs(&proto)?;
         let names = |ports: &[pb::ValueInfoProto]| -> Vec<String> {
             ports.iter().map(|port| port.name.clone()).collect()
         };
@@ -276,9 +278,28 @@ fn typed(
             .set_input_fact(ix, InferenceFact::dt_shape(datum, shape))
             .map_err(|err| engine(&err))?;
     }
-    let mut typed = model.into_typed().map_err(|err| engine(&err))?;
+    let missing = missing_operators(&model);
+    let mut typed = model.into_typed().map_err(|err| match missing {
+        None => engine(&err),
+        Some(message) => ModelError::Engine { message },
+    })?;
     plain_outputs(&mut typed).map_err(|err| engine(&err))?;
     typed.into_decluttered().map_err(|err| engine(&err))
+}
+
+/// The operators that the engine lacks, in a sentence, where there are any.
+fn missing_operators(model: &InferenceModel) -> Option<String> {
+    let lacking = model
+        .nodes
+        .iter()
+        .filter_map(|node| node.op_as::<UnimplementedOp>());
+    // The engine names such an operator "Unimplemented(Name)".
+    let mut names: Vec<String> = lacking
+        .map(|op| op.name().replace("Unimplemented(", "").replace(')', ""))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| format!("the graph engine has no operator {}", names.join(", ")))
 }
 
 /// The engine keeps sizes of tensors as dimensions; where one is an output, ONNX wants an integer.
@@ -358,6 +379,32 @@ fn closed_shape(name: &str, fact: &InferenceFact) -> Result<Vec<usize>, ModelErr
             (_, None) => Err(open(&dims)),
         })
         .collect()
+}
+
+/// Refuses inputs that are no tensors, of which the engine's messages keep nothing but the name.
+fn check_inputs(proto: &pb::ModelProto) -> Result<(), ModelError> {
+    let Some(graph) = &proto.graph else {
+        return Ok(());
+    };
+    let is_constant = |name: &str| {
+        graph
+            .initializer
+            .iter()
+            .any(|constant| constant.name == name)
+    };
+    let typeless = graph.input.iter().find(|port| {
+        let kind = port.r#type.as_ref().map(|kind| kind.value.is_some());
+        kind == Some(false) && !is_constant(&port.name)
+    });
+    match typeless {
+        None => Ok(()),
+        Some(port) => Err(ModelError::Engine {
+            message: format!(
+                "input {:?} is a sequence or optional, not a tensor",
+                port.name
+            ),
+        }),
+    }
 }
 
 /// Holds every tensor that the graph will make against [`MAX_ELEMENTS`]: a window of a few bytes

@@ -14,7 +14,7 @@ use crate::field::P;
 use crate::isa::Avx512;
 use crate::linear::adjoint;
 use crate::linear::direct::{Direct, MAX_TERMS};
-use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS};
+use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS, room};
 use crate::linear::window::Window;
 use direct::direct;
 use reads::{GATHER, ONE_RUN, Panel, RUNS_OF_ONE, RUNS_OF_TWO, find, read};
@@ -219,7 +219,7 @@ fn pack<const MODE: u8>(
     let plane = panel.plane;
     assert!(x.len() >= channels * plane, "x holds whole planes");
     out.clear();
-    out.reserve(terms.len().div_ceil(STEP));
+    room(out, terms.len().div_ceil(STEP));
     let mut held = [_mm512_setzero_si512(); STEP];
     let mut holding = 0;
     let mut term = terms.start;
