@@ -5,6 +5,7 @@
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
 //! * [`mod@serve`]: a thread and a machine for each connection of a listener,
+//! * [`store`]: a folder for one process, with files that are whole or not there,
 //! * [`clock`]: time, CPU time and entropy.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A
@@ -21,6 +22,7 @@ pub mod inprocess;
 pub mod link;
 pub mod pump;
 pub mod serve;
+pub mod store;
 
 pub use address::Address;
 pub use clock::{Clock, entropy, process_cpu, thread_cpu};
