@@ -93,7 +93,7 @@ pub(crate) struct Run {
 /// Tickets from a store.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Stored {
-    /// Take tickets from this store, as long as it has some; see `larvatus provision`.
+    /// A store of tickets, taken as long as there are some; see `larvatus provision`.
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
     /// The store's key file, DIR/key where not given.
@@ -140,6 +140,8 @@ pub(crate) struct Picture {
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) job: Job,
+    #[command(flatten)]
+    pub(crate) stored: Stored,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

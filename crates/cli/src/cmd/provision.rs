@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
+use larvatus::plan::InputPrivacy;
 use larvatus::secret::Entropy;
 use larvatus::store::Provisioner;
 use larvatus_host::{entropy, process_cpu};
@@ -33,6 +34,11 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     ensure!(
         plan.round_trips() > 0,
         "nothing of this model can go to a worker, so it needs no tickets"
+    );
+    // Before anything is written.
+    ensure!(
+        plan.guarantees().input_privacy == InputPrivacy::Perfect,
+        "this plan hides nothing, so it needs no tickets"
     );
     let store = open_or_create(&plan, &args.store, args.key.as_deref())?;
     let (there, each) = (store.tickets(), store.ticket_bytes());
