@@ -15,6 +15,7 @@ use larvatus_host::{Address, Clock, Link, OpenError, Pump, entropy, process_cpu}
 use larvatus_proto::machine::Machine;
 
 use crate::report::Cpu;
+use crate::store::Tickets;
 
 /// Longest silence between two looks at the clock.
 const STEP: Duration = Duration::from_millis(200);
@@ -44,6 +45,7 @@ pub(crate) fn drive(
     plan: &Arc<Plan>,
     workers: &[String],
     inputs: &[Vec<Tensor>],
+    tickets: &mut Tickets,
     settings: &Settings,
     show: bool,
 ) -> Result<Outcome> {
@@ -64,7 +66,7 @@ pub(crate) fn drive(
         };
         let started = Instant::now();
         let end = match run.agree()? {
-            End::Done => run.infer(inputs, &open, &mut outputs)?,
+            End::Done => run.infer(inputs, tickets, &open, &mut outputs)?,
             other => other,
         };
         wall += started.elapsed();
@@ -223,6 +225,7 @@ impl Run {
     fn infer(
         &mut self,
         inputs: &[Vec<Tensor>],
+        tickets: &mut Tickets,
         open: &[usize],
         outputs: &mut [Option<Output>],
     ) -> Result<End> {
@@ -240,10 +243,12 @@ impl Run {
             while self.session.has_room()
                 && let Some(input) = waiting.next()
             {
-                let at = process_cpu();
-                self.session.provision(1);
-                offline += process_cpu() - at;
-                let now = self.clock.now();
+                // Reading a stored ticket is part of the inference, making one is not.
+                let mut now = self.clock.now();
+                if let Some(made) = tickets.supply(&mut self.session, open.len() - begun.len())? {
+                    offline += made;
+                    now = self.clock.now();
+                }
                 begun.push((self.session.begin(inputs[input].clone(), now)?, input));
             }
             self.step()?;
@@ -291,13 +296,18 @@ impl Run {
         if !self.show {
             return ProgressBar::hidden();
         }
-        let template = format!("{{msg}} {{bar:32}} {numbers} {{elapsed}}");
-        let style = ProgressStyle::with_template(&template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(length)
-            .with_style(style)
-            .with_message(what)
+        progress(what, length, numbers)
     }
+}
+
+/// A progress bar.
+pub(crate) fn progress(what: &'static str, length: u64, numbers: &str) -> ProgressBar {
+    let template = format!("{{msg}} {{bar:32}} {numbers} {{elapsed}}");
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length)
+        .with_style(style)
+        .with_message(what)
 }
 
 pub(crate) fn millis(time: Duration) -> f64 {

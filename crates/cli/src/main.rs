@@ -9,6 +9,7 @@ mod input;
 mod output;
 mod report;
 mod spawn;
+mod store;
 mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,6 +4,8 @@ use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
 use serde::Serialize;
 
+use crate::store::Tickets;
+
 /// What a run did and what it guarantees. Totals first, one object an inference under
 /// `inferences` where there are several.
 #[derive(Serialize)]
@@ -22,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) bytes: Bytes,
     pub(crate) round_trips: usize,
     pub(crate) layers: Vec<LayerField>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tickets: Option<TicketsField>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,6 +54,36 @@ pub(crate) struct Cpu {
 pub(crate) struct Bytes {
     pub(crate) up: u64,
     pub(crate) down: u64,
+}
+
+/// Where the one-time pads came from.
+#[derive(Serialize)]
+pub(crate) struct TicketsField {
+    /// `own`, `store`, or `store, own`.
+    pub(crate) source: &'static str,
+    /// How many inferences had tickets from a store, and how many from this run.
+    pub(crate) stored: usize,
+    pub(crate) own: usize,
+    /// What has to be assumed for none to be used twice; null if nothing.
+    pub(crate) assumes: Option<&'static str>,
+}
+
+impl TicketsField {
+    /// Nothing where nothing was hidden.
+    pub(crate) fn of(tickets: &Tickets) -> Option<Self> {
+        let source = match (tickets.stored, tickets.own) {
+            (0, 0) => return None,
+            (0, _) => "own",
+            (_, 0) => "store",
+            (_, _) => "store, own",
+        };
+        Some(Self {
+            source,
+            stored: tickets.stored,
+            own: tickets.own,
+            assumes: tickets.assumes(),
+        })
+    }
 }
 
 /// One inference of several.
@@ -111,6 +145,7 @@ impl Report {
             bytes: Bytes::default(),
             round_trips: 0,
             layers: layers(plan.rows(), preset),
+            tickets: None,
             worker: None,
             inferences: Vec::new(),
         }

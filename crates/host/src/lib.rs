@@ -7,6 +7,7 @@
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
 //! * [`mod@serve`]: a thread and a machine for each connection of a listener,
+//! * [`store`]: a folder for one process, with files that are whole or not there,
 //! * [`clock`]: time, CPU time and entropy.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A
@@ -25,6 +26,7 @@ mod memory;
 pub mod pump;
 pub mod serve;
 mod shared;
+pub mod store;
 mod stream;
 
 pub use address::Address;

@@ -7,6 +7,7 @@
 //! * [`policy`]: what the owner demands, or a preset's name,
 //! * [`plan`]: what is done about it, layer by layer, with guarantees that are computed,
 //! * [`secret`]: entropy, one-time tickets, check vectors,
+//! * [`store`]: tickets made ahead and kept on a disk that is not trusted to keep quiet,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
 //! * [`exact`]: the same network, all of it here,
 //! * [`error`]: what can go wrong, split by whose fault it is.
@@ -51,4 +52,5 @@ mod pool;
 mod quantise;
 pub mod secret;
 pub mod session;
+pub mod store;
 pub mod tensor;

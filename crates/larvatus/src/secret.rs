@@ -20,7 +20,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::error::SupplyError;
 use crate::plan::{Layer, Plan};
 
-/// Fresh randomness for one session: 32 bytes that were never used and never will be again.
+/// Fresh randomness for one session, one store or one stored ticket: 32 bytes that were never used
+/// and never will be again.
 ///
 /// Not `Clone`, no `Debug`: using it twice would repeat every pad.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -35,6 +36,11 @@ impl Entropy {
     fn derive(&self, label: &str, plan: &Plan) -> Zeroizing<[u8; 32]> {
         derive(label, &[&self.0, &plan.digest().0])
     }
+
+    /// A key that is bound to no plan.
+    pub(crate) fn derive_alone(&self, label: &str) -> Zeroizing<[u8; 32]> {
+        derive(label, &[&self.0])
+    }
 }
 
 const MASKS: &str = "larvatus 2026 session key v2: masks";
@@ -42,7 +48,7 @@ const SEED: &str = "larvatus 2026 inference seed v1";
 const CHECKS: &str = "larvatus 2026 session key v1: check vectors";
 
 /// One-way derivation; `parts` have fixed lengths under each label.
-fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+pub(crate) fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     let mut hasher = blake3::Hasher::new_derive_key(label);
     for part in parts {
         hasher.update(part);

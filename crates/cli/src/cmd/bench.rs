@@ -18,6 +18,7 @@ use crate::args::Bench as Args;
 use crate::driver::{drive, millis};
 use crate::report::Bytes;
 use crate::spawn::OwnWorker;
+use crate::store::{self, Tickets};
 use crate::table::{bytes, table};
 
 /// One mode, measured.
@@ -48,7 +49,36 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let worker = OwnWorker::start(Some(args.threads))?;
     for (mode, policy) in modes {
         let plan = plan(&model, &policy)?;
-        rows.push(split(mode, &plan, &worker.address(), &input, args.runs)?);
+        let own = &mut Tickets::default();
+        rows.push(split(
+            mode,
+            &plan,
+            &worker.address(),
+            &input,
+            args.runs,
+            own,
+        )?);
+    }
+    if let Some(folder) = &args.stored.store {
+        let plan = plan(&model, &Preset::Slalom.policy())?;
+        let stored = store::open(&plan, folder, args.stored.key.as_deref())?;
+        ensure!(
+            stored.tickets() >= args.runs,
+            "store {} has {} tickets, --runs {} takes as many; make them with `larvatus provision`",
+            folder.display(),
+            stored.tickets(),
+            args.runs
+        );
+        let tickets = &mut Tickets::from_store(stored);
+        let mode = "+both, stored u";
+        rows.push(split(
+            mode,
+            &plan,
+            &worker.address(),
+            &input,
+            args.runs,
+            tickets,
+        )?);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -127,6 +157,7 @@ fn split(
     address: &str,
     input: &[Tensor],
     runs: usize,
+    tickets: &mut Tickets,
 ) -> Result<Row> {
     let settings = Settings {
         window: 1,
@@ -135,9 +166,16 @@ fn split(
     let workers = [address.to_owned()];
     let one = vec![input.to_vec()];
     // Uploads the weights and warms both sides up.
-    drive(plan, &workers, &one, &settings, false)?;
+    drive(
+        plan,
+        &workers,
+        &one,
+        &mut Tickets::default(),
+        &settings,
+        false,
+    )?;
     let inputs = vec![input.to_vec(); runs];
-    let outcome = drive(plan, &workers, &inputs, &settings, false)?;
+    let outcome = drive(plan, &workers, &inputs, tickets, &settings, false)?;
     ensure!(
         outcome.lie.is_none(),
         "the worker started here lied: its memory or this build is broken"
@@ -150,7 +188,7 @@ fn split(
             .collect(),
     );
     let first = outcome.outputs.first().context("no inference ran")?;
-    let guarantees = plan.guarantees();
+    let guarantees = plan.guarantees().with_store(tickets.assumes());
     let integrity = match plan.repetitions() {
         0 => "believed".to_owned(),
         _ => format!("lie < 2^-{:.0}", guarantees.per_inference.bits()),
@@ -166,7 +204,13 @@ fn split(
             down: first.down,
         },
         round_trips: first.round_trips,
-        guarantee: format!("input privacy {}, {integrity}", guarantees.input_privacy),
+        guarantee: match guarantees.assumes {
+            None => format!("input privacy {}, {integrity}", guarantees.input_privacy),
+            Some(assumes) => format!(
+                "input privacy {}, {integrity}; assumes {assumes}",
+                guarantees.input_privacy
+            ),
+        },
     })
 }
 

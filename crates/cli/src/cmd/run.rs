@@ -17,8 +17,9 @@ use super::{Named, load, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
 use crate::driver::{Outcome, drive, millis};
-use crate::report::{Bytes, Cpu, Report, Single, VerdictField};
+use crate::report::{Bytes, Cpu, Report, Single, TicketsField, VerdictField};
 use crate::spawn::OwnWorker;
+use crate::store::{self, Tickets};
 use crate::table::{bytes, table};
 use crate::{input, output};
 
@@ -37,6 +38,11 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     ensure!(
         args.dump_layers.is_none() || named.preset == Some(Preset::LocalExact),
         "--dump-layers needs --preset local-exact: only there the values are at hand in clear"
+    );
+    ensure!(
+        args.stored.store.is_none() || named.offloads(),
+        "--preset {} sends nothing away, so it needs no tickets",
+        named.name
     );
     let labels = output::read_labels(args.labels.as_deref())?;
     let addresses = args.worker.iter().map(|address| address.parse());
@@ -75,7 +81,15 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                     },
                 );
             }
-            let outcome = split(args, &plan, &inputs)?;
+            let mut tickets = match &args.stored.store {
+                Some(folder) => {
+                    Tickets::from_store(store::open(&plan, folder, args.stored.key.as_deref())?)
+                }
+                None => Tickets::default(),
+            };
+            report.guarantee = plan.guarantees().with_store(tickets.assumes()).sentence();
+            let outcome = split(args, &plan, &inputs, &mut tickets)?;
+            report.tickets = TicketsField::of(&tickets);
             report.worker = Some(outcome.worker.clone());
             for failure in &outcome.failures {
                 eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
@@ -84,8 +98,12 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             results = split_results;
             if let Some(found) = split_lie {
                 let layer = found.layer.clone().unwrap_or_else(|| "no layer".to_owned());
+                let either = match tickets.stored {
+                    0 => "",
+                    _ => " (or a stored ticket was altered: that looks the same)",
+                };
                 lie = Some(format!(
-                    "worker {} lied in {layer}: {}",
+                    "worker {} lied in {layer}: {}{either}",
                     found.worker, found.what
                 ));
                 report.verdict = VerdictField::Lie {
@@ -276,7 +294,12 @@ fn here(
     Ok(results)
 }
 
-fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcome> {
+fn split(
+    args: &Args,
+    plan: &Arc<Plan>,
+    inputs: &[Vec<Tensor>],
+    tickets: &mut Tickets,
+) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
     let lifetime = plan.policy().lifetime;
     ensure!(
@@ -296,7 +319,7 @@ fn split(args: &Args, plan: &Arc<Plan>, inputs: &[Vec<Tensor>]) -> Result<Outcom
     } else {
         &args.worker
     };
-    drive(plan, workers, inputs, &settings, !args.json)
+    drive(plan, workers, inputs, tickets, &settings, !args.json)
 }
 
 fn from_outcome(outcome: Outcome) -> (Results, Option<crate::driver::Lie>) {
@@ -344,6 +367,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         bytes: Bytes::default(),
         round_trips: 0,
         layers: Vec::new(),
+        tickets: None,
         worker: None,
         inferences: Vec::new(),
     }
@@ -409,6 +433,12 @@ fn print_costs(report: &Report, inferences: usize) {
             bytes(report.bytes.down),
             report.round_trips,
             report.waiting_ms
+        );
+    }
+    if let Some(tickets) = report.tickets.as_ref().filter(|tickets| tickets.stored > 0) {
+        println!(
+            "tickets: {} from the store, {} made now",
+            tickets.stored, tickets.own
         );
     }
     println!("guarantee: {}", report.guarantee);

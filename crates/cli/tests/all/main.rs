@@ -11,3 +11,4 @@ mod proxy;
 mod refused;
 mod run;
 mod secrecy;
+mod store;
