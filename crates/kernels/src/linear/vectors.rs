@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::tiles::Line;
 use super::window::Window;
 
 /// An instruction set with exact multiply-accumulate. Implemented by its token.
@@ -40,7 +41,7 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
     /// Finds where output pixels `first..first + count` read, `count ≤ LANES`.
     fn panel(self, window: &Window, first: usize, count: usize, panel: &mut Self::Panel);
 
-    /// Writes terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
+    /// Appends terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
     ///
     /// `x` holds `channels` whole planes.
     fn pack_pixels(
@@ -80,6 +81,7 @@ pub(super) struct Scratch<V: Vectors> {
     pub(super) panels: Vec<V::Panel>,
     pub(super) pixels: Vec<V::Pixels>,
     pub(super) words: Vec<V::Words>,
+    pub(super) lines: Vec<Line>,
 }
 
 impl<V: Vectors> Default for Scratch<V> {
@@ -88,6 +90,7 @@ impl<V: Vectors> Default for Scratch<V> {
             panels: Vec::new(),
             pixels: Vec::new(),
             words: Vec::new(),
+            lines: Vec::new(),
         }
     }
 }
