@@ -169,23 +169,21 @@ impl Packed for Direct {
         self.planes.iter().map(bytes).sum()
     }
 
-    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
+    fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]) {
         let channels = self.first_words.len().div_ceil(wanted);
-        let bands: Vec<_> = y
-            .chunks_mut(channels * self.window.pixels())
-            .enumerate()
-            .collect();
-        jobs::run(bands, |(band, y)| {
-            let first = band * channels;
-            match self.isa {
-                Isa::Scalar | Isa::Portable => self.work(x, first, y),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2(isa) => isa.direct(self, x, first, y),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512(isa) => isa.direct(self, x, first, y),
-                #[cfg(not(target_arch = "x86_64"))]
-                Isa::Avx2(_) | Isa::Avx512(_) => self.work(x, first, y),
-            }
+        let mut bands = Vec::new();
+        for (&x, y) in x.iter().zip(y) {
+            let parts = y.chunks_mut(channels * self.window.pixels()).enumerate();
+            bands.extend(parts.map(|(band, y)| (x, band * channels, y)));
+        }
+        jobs::run(bands, |(x, first, y)| match self.isa {
+            Isa::Scalar | Isa::Portable => self.work(x, first, y),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => isa.direct(self, x, first, y),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(isa) => isa.direct(self, x, first, y),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2(_) | Isa::Avx512(_) => self.work(x, first, y),
         });
     }
 }

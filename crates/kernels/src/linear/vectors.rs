@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use zeroize::Zeroize;
 
+use super::tiles::Line;
 use super::window::Window;
 
 /// An instruction set with exact multiply-accumulate. Implemented by its token.
@@ -42,7 +43,7 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
     /// Finds where output pixels `first..first + count` read, `count ≤ LANES`.
     fn panel(self, window: &Window, first: usize, count: usize, panel: &mut Self::Panel);
 
-    /// Writes terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
+    /// Appends terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
     ///
     /// `x` holds `channels` whole planes.
     fn pack_pixels(
@@ -82,6 +83,7 @@ pub(super) struct Scratch<V: Vectors> {
     pub(super) panels: Vec<V::Panel>,
     pub(super) pixels: Vec<V::Pixels>,
     pub(super) words: Vec<V::Words>,
+    pub(super) lines: Vec<Line>,
 }
 
 impl<V: Vectors> Default for Scratch<V> {
@@ -90,6 +92,7 @@ impl<V: Vectors> Default for Scratch<V> {
             panels: Vec::new(),
             pixels: Vec::new(),
             words: Vec::new(),
+            lines: Vec::new(),
         }
     }
 }
@@ -99,10 +102,11 @@ impl<V: Vectors> Scratch<V> {
     pub(super) fn wipe(&mut self) {
         wipe(&mut self.pixels);
         wipe(&mut self.words);
+        wipe(&mut self.lines);
     }
 }
 
-fn wipe<T>(limbs: &mut Vec<T>) {
+pub(super) fn wipe<T>(limbs: &mut Vec<T>) {
     limbs.clear();
     limbs.spare_capacity_mut().zeroize();
 }

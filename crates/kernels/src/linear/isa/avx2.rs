@@ -10,7 +10,7 @@ use crate::field::P;
 use crate::isa::Avx2;
 use crate::linear::adjoint;
 use crate::linear::direct::Direct;
-use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS, room};
+use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS};
 use crate::linear::window::Window;
 
 const LANES: usize = 8;
@@ -218,8 +218,6 @@ fn pack(
     terms: Range<usize>,
     out: &mut Vec<[__m256i; 2]>,
 ) {
-    out.clear();
-    room(out, terms.len().div_ceil(STEP));
     let mut held = None;
     let mut term = terms.start;
     while term < terms.end {
