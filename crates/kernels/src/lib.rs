@@ -14,6 +14,7 @@
 //! - [`activation`]: the functions that follow a layer;
 //! - [`check`]: what equal sums prove;
 //! - [`linear`]: exact convolutions and matrix products, and their transposes;
+//! - [`local`]: float operators that stay on the trusted side;
 //! - [`isa`]: which instruction sets may be used, as unforgeable tokens.
 #![deny(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod hide;
 pub mod isa;
 pub mod keystream;
 pub mod linear;
+pub mod local;
 pub mod reveal;
 #[cfg(test)]
 mod testing;

@@ -124,12 +124,20 @@ impl Inference {
         Ok(Next::Done(outputs.collect::<Result<_, InferError>>()?))
     }
 
+    /// The local work that [`advance`](Self::advance) does next.
+    pub(crate) fn segment(&self) -> Option<&Segment> {
+        self.plan.cut().segments.get(self.round)?.as_ref()
+    }
+
+    /// What a segment reads.
+    pub(crate) fn inputs_of(&self, segment: &Segment) -> Result<Vec<Arc<Tensor>>, InferError> {
+        let inputs = segment.inputs.iter();
+        inputs.map(|slot| self.tensor(*slot)).collect()
+    }
+
     fn run(&mut self, segment: &Segment) -> Result<(), InferError> {
-        let inputs = segment
-            .inputs
-            .iter()
-            .map(|slot| Ok(self.tensor(*slot)?.into_tvalue()))
-            .collect::<Result<_, InferError>>()?;
+        let inputs = self.inputs_of(segment)?.into_iter();
+        let inputs = inputs.map(IntoTValue::into_tvalue).collect();
         let outputs = guarded(|| segment.plan.run(inputs).map_err(|err| engine(&err))).map_err(
             |err: ModelError| InferError::Local {
                 message: err.to_string(),

@@ -204,7 +204,8 @@ fn activate(
     }))
 }
 
-fn elementwise(op: &ElementWiseOp) -> Option<Activation> {
+/// The activation that an elementwise node applies.
+pub(super) fn elementwise(op: &ElementWiseOp) -> Option<Activation> {
     if op.1.is_some() {
         return None;
     }

@@ -2,14 +2,15 @@
 //!
 //! [`Model::load`] parses and types the graph with tract, folds its constants and fixes its
 //! shapes. [`linear`] recognises the nodes that are linear maps with constant weights, `fold`
-//! finds what can ride along in the pass that reveals their answers, and `rounds` cuts the graph
-//! into local segments between the rounds of calls.
+//! finds what can ride along in the pass that reveals their answers, `rounds` cuts the graph into
+//! local segments between the rounds of calls, and `local` puts our operators into those.
 //!
 //! Nothing here panics on a model's bytes: sizes are limited before the engine sees them, and a
 //! panic inside the engine becomes [`ModelError::Engine`].
 
 pub(crate) mod fold;
 pub mod linear;
+mod local;
 pub(crate) mod order;
 pub(crate) mod rounds;
 
@@ -201,8 +202,18 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result
     })
 }
 
-/// Makes a graph ready to run, as optimised as the engine manages.
+/// Makes a graph ready to run, with our operators where they fit.
 pub(crate) fn runnable(graph: TypedModel) -> Result<Arc<TypedSimplePlan>, ModelError> {
+    let ours = || {
+        let mut graph = graph.clone().into_decluttered()?;
+        local::replace(&mut graph)?;
+        graph.into_optimized()?.into_runnable()
+    };
+    guarded(|| ours().map_err(|err| engine(&err))).or_else(|_| runnable_by_engine(graph))
+}
+
+/// Makes a graph ready to run, as optimised as the engine manages.
+pub(crate) fn runnable_by_engine(graph: TypedModel) -> Result<Arc<TypedSimplePlan>, ModelError> {
     guarded(|| {
         let plain = graph.clone();
         let optimized = graph.into_optimized().and_then(IntoRunnable::into_runnable);
@@ -284,7 +295,9 @@ fn typed(
         Some(message) => ModelError::Engine { message },
     })?;
     plain_outputs(&mut typed).map_err(|err| engine(&err))?;
-    typed.into_decluttered().map_err(|err| engine(&err))
+    let mut typed = typed.into_decluttered().map_err(|err| engine(&err))?;
+    local::name_functions(&mut typed).map_err(|err| engine(&err))?;
+    Ok(typed)
 }
 
 /// The operators that the engine lacks, in a sentence, where there are any.
