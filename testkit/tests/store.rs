@@ -17,6 +17,7 @@ use larvatus_proto::frame::Request;
 use larvatus_proto::program::LayerId;
 use larvatus_proto::words::Words;
 use larvatus_testkit::models::{Network, all, attention, small_cnn};
+use larvatus_testkit::onnx::Graph;
 use larvatus_testkit::pair::Pair;
 
 /// A disk in memory; clones are the same disk.
@@ -205,6 +206,26 @@ fn a_run_from_a_store_equals_the_network_that_runs_here_bit_for_bit() {
         }
         assert!(store.take(1).unwrap().is_none());
     }
+}
+
+#[test]
+fn a_large_layer_comes_back_whole() {
+    // 20·33·31 words: read in several pieces, the last of which is no multiple of a vector.
+    let graph = Graph::new()
+        .input("x", &[1, 2, 33, 31])
+        .floats("w", &[20, 2, 1, 1], &[0.5; 40])
+        .node("Conv", &["x", "w"], "y", &[])
+        .output("y", &[1, 20, 33, 31]);
+    let network = Network {
+        name: "large layer",
+        bytes: graph.model(),
+        input: vec![1, 2, 33, 31],
+    };
+    let plan = network.plan(Hiding::Field);
+    let (_, mut store) = stocked(&plan, 1);
+    let set = store.take(1).unwrap().unwrap();
+    let split = infer(&plan, &network, set).1.unwrap().tensors;
+    assert_eq!(split, run_exact(&plan, network.random(1)).unwrap());
 }
 
 #[test]

@@ -139,6 +139,8 @@ pub struct Store {
 const BLOCK: usize = 16;
 /// Most tickets a store may hold, so that foreign file names cannot make it count for long.
 const MOST: u64 = 1 << 20;
+/// Words that are unsealed while they are still in the cache.
+const PIECE: usize = 1 << 14;
 const MARK: &str = "mark";
 
 impl Store {
@@ -317,13 +319,15 @@ impl Store {
         let mut at = 0;
         for words in format::calls(&self.plan) {
             let mut u = Unmask(vec![0; words]);
-            read(&mut *file, bytemuck::cast_slice_mut(&mut u.0), number)?;
-            if cfg!(target_endian = "big") {
-                u.0.iter_mut().for_each(|word| *word = word.swap_bytes());
+            for piece in u.0.chunks_mut(PIECE) {
+                read(&mut *file, bytemuck::cast_slice_mut(piece), number)?;
+                if cfg!(target_endian = "big") {
+                    piece.iter_mut().for_each(|word| *word = word.swap_bytes());
+                }
+                pad.unseal(at, piece)
+                    .map_err(|_| StoreError::NotCanonical { number })?;
+                at += piece.len() as u64;
             }
-            pad.unseal(at, &mut u.0)
-                .map_err(|_| StoreError::NotCanonical { number })?;
-            at += words as u64;
             unmasks.push(u);
         }
         if file.read(&mut [0]).map_err(reading)? != 0 {
