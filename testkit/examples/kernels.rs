@@ -6,11 +6,13 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use larvatus_kernels::linear::{Conv, Linear, MatMul, Shape, ShortLinear, Weights};
 use serde::Deserialize;
+use tract_onnx::onnx;
 use tract_onnx::prelude::*;
 
 /// A layer as the script describes it.
@@ -135,7 +137,7 @@ fn measure(
 
 /// tract's plan of the float layer.
 struct Float {
-    plan: TypedRunnableModel,
+    plan: Arc<TypedSimplePlan>,
     input: Tensor,
 }
 
@@ -146,7 +148,7 @@ impl Float {
 }
 
 fn float(path: &Path) -> Result<Float> {
-    let model = tract_onnx::onnx().model_for_path(path)?.into_optimized()?;
+    let model = onnx().model_for_path(path)?.into_optimized()?;
     let fact = model.input_fact(0)?.clone();
     let shape = fact.shape.as_concrete().context("fixed sizes")?.to_vec();
     let len = shape.iter().product::<usize>();

@@ -12,6 +12,7 @@ use larvatus_kernels::fixed::{MaxAbs, max_abs, scale};
 use larvatus_kernels::hide::{Activations, Folded, View, hide};
 use larvatus_kernels::keystream::Stream;
 use larvatus_kernels::linear::Shape;
+use larvatus_kernels::local::pool::{Windows, max_pool};
 use larvatus_kernels::reveal::{Bias, Claim, Epilogue, Factors, RankOne, reveal};
 use larvatus_proto::program::LayerId;
 use larvatus_proto::words::Words;
@@ -211,7 +212,10 @@ pub(crate) fn open(
         .collect();
     let images = layer.spec.images;
     let folds = hidden.dots.len() / images;
-    let mut values = pool.take(layer.spec.outputs());
+    // Elements of a row of what the layer yields in the end.
+    let windows = layer.placed.tail.pool.as_ref();
+    let pooled = windows.map_or(cols, |windows| windows.output.iter().product());
+    let mut values = pool.take(images * rows * pooled);
     let mut maxima = vec![MaxAbs::default(); images * rows];
     let mut verdict = Choice::from(1);
     let mut lie = None;
@@ -234,7 +238,8 @@ pub(crate) fn open(
         let mut canonical = true;
         for group in 0..groups {
             let height = rows / groups;
-            for band in bands(height, cols, words.as_slice().is_some()) {
+            let in_place = words.as_slice().is_some() && windows.is_none();
+            for band in bands(height, cols, in_place) {
                 let band = group * height + band.start..group * height + band.end;
                 let at =
                     image * rows * cols + band.start * cols..image * rows * cols + band.end * cols;
@@ -253,8 +258,18 @@ pub(crate) fn open(
                 let v: Vec<Factors<'_>> = v.iter().map(|v| v.rows(band.clone())).collect();
                 let residual = residual.map(|all| &all[at.clone()]);
                 let epilogue = epilogue(layer, &factors, band.clone(), group, cols, residual);
-                let maxima = &mut maxima[image * rows + band.start..image * rows + band.end];
-                let revealed = reveal(&claim, &v, &epilogue, &mut values[at], maxima);
+                let rows = image * rows + band.start..image * rows + band.end;
+                let maxima = &mut maxima[rows.clone()];
+                let values = &mut values[rows.start * pooled..rows.end * pooled];
+                let revealed = match windows {
+                    None => reveal(&claim, &v, &epilogue, values, maxima),
+                    Some(windows) => {
+                        let mut full = pool.take(at.len());
+                        let revealed = reveal(&claim, &v, &epilogue, &mut full, maxima);
+                        pool_rows(windows, &full, values, maxima);
+                        revealed
+                    }
+                };
                 canonical &= revealed.canonical;
                 add(&mut dots, &revealed.dots);
             }
@@ -292,6 +307,22 @@ impl Hidden {
     fn image_scales(&self, image: usize, images: usize) -> &[f32] {
         let each = self.scales.len() / images;
         &self.scales[image * each..(image + 1) * each]
+    }
+}
+
+/// Pools a band of channels. Maxima become those of the result, but where a channel has a value
+/// that is not finite they go on saying so.
+fn pool_rows(windows: &Windows, x: &[f32], y: &mut [f32], maxima: &mut [MaxAbs]) {
+    let windows = Windows {
+        planes: maxima.len(),
+        ..windows.clone()
+    };
+    max_pool(&windows, x, y).expect("the plan computed these windows for this layer");
+    let rows = y.chunks_exact(y.len() / maxima.len());
+    for (max, row) in maxima.iter_mut().zip(rows) {
+        if max.is_finite() {
+            *max = max_abs(row);
+        }
     }
 }
 

@@ -135,7 +135,7 @@ impl LocalTrace {
 /// # Errors
 /// [`LocalError`].
 pub fn local_work(plan: &Arc<Plan>, inputs: Vec<Tensor>) -> Result<Vec<LocalTrace>, LocalError> {
-    let mut inference = Inference::new(Arc::clone(plan), inputs)?;
+    let mut inference = Inference::new(Arc::clone(plan), inputs, Pool::default())?;
     let mut traces = Vec::new();
     loop {
         if let Some(segment) = inference.segment() {

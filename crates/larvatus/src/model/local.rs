@@ -238,13 +238,18 @@ fn windows(model: &TypedModel, node: &TypedNode, spec: &PoolSpec) -> Option<Wind
     })
 }
 
+/// The windows of a maximum pooling, if a node is one.
+pub(super) fn max_windows(model: &TypedModel, node: &TypedNode) -> Option<Windows> {
+    let pool = node.op_as::<MaxPool>()?;
+    if pool.with_index_outputs.is_some() {
+        return None;
+    }
+    windows(model, node, &pool.pool_spec)
+}
+
 fn max_pool(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
     let found = || {
-        let pool = node.op_as::<MaxPool>()?;
-        if pool.with_index_outputs.is_some() {
-            return None;
-        }
-        let work = Work::MaxPool(windows(model, node, &pool.pool_spec)?);
+        let work = Work::MaxPool(max_windows(model, node)?);
         Some(LocalOp::new(work, &floats_of(model, node.id.into())?))
     };
     found().map_or(Ok(None), |op| {
