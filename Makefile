@@ -36,7 +36,10 @@ check:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	python3 scripts/direction.py
-	if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; fi
+	if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny check licenses bans sources && \
+		cargo deny --manifest-path fuzz/Cargo.toml check licenses bans sources; \
+	fi
 
 models:
 	python3 scripts/fetch.py all

@@ -124,11 +124,14 @@ def compare_model(args, cache, name, e) -> dict:
     linear = len(list(quantise.linear_nodes(model)))
     if linear:
         rounded = quantise.variant(model, "rounded", args.bits)[0].SerializeToString()
-        row["l2_same_weights"] = relative_l2(got, catalogue.outputs(cache, e, args.limit, rounded))
+        rounded = catalogue.outputs(cache, e, args.limit, rounded)
+        row["l2_same_weights"] = relative_l2(got, rounded)
         opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-        if args.bits == 8 and opset >= 13:
-            qdq = quantise.variant(model, "qdq")[0].SerializeToString()
-            row["l2_qdq"] = relative_l2(catalogue.outputs(cache, e, args.limit, qdq), reference)
+        if args.bits == 8:
+            # Before opset 13 no node dequantises by channel; then the weights come dequantised.
+            qdq = rounded if opset < 13 else catalogue.outputs(
+                cache, e, args.limit, quantise.variant(model, "qdq")[0].SerializeToString())
+            row["l2_qdq"] = relative_l2(qdq, reference)
     promises(args, cache, name, e, row, got, reference, inputs)
     return row
 

@@ -22,7 +22,7 @@ fn main() -> std::io::Result<()> {
         )?;
     }
     for (name, frame) in frames() {
-        let words = frame.words.iter().flat_map(|word| word.to_le_bytes());
+        let words = frame.words.to_vec().into_iter().flat_map(u32::to_le_bytes);
         let bytes: Vec<u8> = frame
             .header()
             .into_iter()
@@ -81,7 +81,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
             Request::Call {
                 call: 1,
                 round: 2,
-                words: vec![3, 4, 5],
+                words: vec![3, 4, 5].into(),
             }
             .into_frame(),
         ),
@@ -110,7 +110,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
             "answer",
             Reply::Answer {
                 call: 1,
-                words: vec![6, 7],
+                words: vec![6, 7].into(),
             }
             .into_frame(),
         ),

@@ -149,7 +149,7 @@ impl Liar {
         };
         match (&self.lie, request) {
             (_, Request::Call { call, round, words }) => {
-                self.requests.insert(call, (round, words));
+                self.requests.insert(call, (round, words.into_vec()));
                 false
             }
             (Lie::ReadyBeforeWelcome, Request::Hello { .. }) => {
@@ -173,7 +173,10 @@ impl Liar {
             (Lie::NeverWelcomes, Request::Hello { .. }) => true,
             (Lie::AnswerBeforeReady { words }, Request::Offer { .. }) => {
                 let words = vec![0; *words];
-                self.say(Reply::Answer { call: 0, words });
+                self.say(Reply::Answer {
+                    call: 0,
+                    words: words.into(),
+                });
                 true
             }
             (Lie::WantsAnother, Request::Offer { .. }) => {
@@ -202,7 +205,7 @@ impl Liar {
     fn says(&mut self, frame: Frame) {
         let reply = Reply::from_frame(frame).expect("the honest worker's own");
         match (self.lie.clone(), reply) {
-            (_, Reply::Answer { call, words }) => self.answers(call, words),
+            (_, Reply::Answer { call, words }) => self.answers(call, words.into_vec()),
             (Lie::ReadyWithAnother, Reply::Ready { .. }) => {
                 self.say(Reply::Ready { model: NO_MODEL });
             }
@@ -235,27 +238,40 @@ impl Liar {
         match self.lie.clone() {
             Lie::Answer { nth, how } if nth + 1 == self.history.len() => {
                 let words = how.apply(&self.program, round, &request, &self.history);
-                self.say(Reply::Answer { call, words });
+                self.say(Reply::Answer {
+                    call,
+                    words: words.into(),
+                });
             }
             Lie::WrongCall { ahead } => self.say(Reply::Answer {
                 call: call + ahead,
-                words,
+                words: words.into(),
             }),
             Lie::ExchangedAnswers => match self.held.take() {
                 None if first => self.held = Some((call, words)),
-                None => self.say(Reply::Answer { call, words }),
+                None => self.say(Reply::Answer {
+                    call,
+                    words: words.into(),
+                }),
                 Some((other, others)) => {
-                    self.say(Reply::Answer { call: other, words });
+                    self.say(Reply::Answer {
+                        call: other,
+                        words: words.into(),
+                    });
                     self.say(Reply::Answer {
                         call,
-                        words: others,
+                        words: others.into(),
                     });
                 }
             },
             Lie::NeverAnswers => {}
             Lie::LeavesMidAnswer => self.gone = true,
             Lie::RepeatsAnswer { times } if first => {
-                let frame = Reply::Answer { call, words }.into_frame();
+                let frame = Reply::Answer {
+                    call,
+                    words: words.into(),
+                }
+                .into_frame();
                 self.outbox.extend(std::iter::repeat_n(frame, times + 1));
             }
             Lie::RepeatsWelcome { times } if first => {
@@ -265,10 +281,17 @@ impl Liar {
                 };
                 self.outbox
                     .extend(std::iter::repeat_n(welcome.into_frame(), times));
-                self.say(Reply::Answer { call, words });
+                self.say(Reply::Answer {
+                    call,
+                    words: words.into(),
+                });
             }
             Lie::Malformed(how) if first => {
-                let mut frame = Reply::Answer { call, words }.into_frame();
+                let mut frame = Reply::Answer {
+                    call,
+                    words: words.into(),
+                }
+                .into_frame();
                 match how {
                     Malformed::Kind => frame.kind = 99,
                     Malformed::Request => frame = Request::Bye.into_frame(),
@@ -276,13 +299,16 @@ impl Liar {
                     Malformed::LongHead => frame.head.extend([0; 3]),
                     Malformed::Payload => {
                         frame = Reply::Ready { model: NO_MODEL }.into_frame();
-                        frame.words = vec![0; 2];
+                        frame.words = vec![0; 2].into();
                     }
                     Malformed::Reserved | Malformed::HugeHead | Malformed::HugePayload => {}
                 }
                 self.outbox.push_back(frame);
             }
-            _ => self.say(Reply::Answer { call, words }),
+            _ => self.say(Reply::Answer {
+                call,
+                words: words.into(),
+            }),
         }
     }
 }

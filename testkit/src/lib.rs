@@ -3,6 +3,7 @@
 //! * [`models`]: small networks as ONNX bytes, written by [`onnx`], which shares no code with what
 //!   reads them,
 //! * [`pair`]: a session and a worker in virtual time, over links that delay, lose and repeat,
+//! * [`shared`]: the same over a real link with shared memory,
 //! * [`adversary`]: workers that lie, each in its own way,
 //! * [`fuzzing`]: what fuzz targets do with bytes,
 //! * [`conformance`]: the operator cases of the ONNX project,
@@ -17,3 +18,4 @@ pub mod fuzzing;
 pub mod models;
 pub mod onnx;
 pub mod pair;
+pub mod shared;

@@ -474,7 +474,7 @@ fn a_dealer_s_seed_opens_no_inference_of_the_session_s_own() {
         pair.infer(network.random(0)).unwrap();
         let calls = pair.sent().iter().cloned().map(Request::from_frame);
         let mut calls = calls.filter_map(|request| match request {
-            Ok(Request::Call { words, .. }) => Some(words),
+            Ok(Request::Call { words, .. }) => Some(words.into_vec()),
             _ => None,
         });
         calls.next().unwrap()

@@ -20,6 +20,7 @@ use larvatus_testkit::models::{
     Network, attention, batched_tokens, grouped, small_cnn, two_branches, two_images,
 };
 use larvatus_testkit::pair::{Pair, Setup};
+use larvatus_testkit::shared;
 
 fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
     let bits = |tensor: &Arc<Tensor>| {
@@ -64,7 +65,37 @@ fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
             exact(9),
             "{hiding:?}: the session after it"
         );
+        if let InferError::Worker(
+            WorkerMisbehaved::ProductMismatch { .. }
+            | WorkerMisbehaved::NotCanonical { .. }
+            | WorkerMisbehaved::AnswerLength { .. }
+            | WorkerMisbehaved::UnknownCall { .. },
+        ) = expected
+        {
+            over_shared_memory(network, lie, &plan, &expected);
+        }
     }
+}
+
+/// The same liar, whose answers lie in memory that it shares with the trusted side.
+fn over_shared_memory(network: &Network, lie: &Lie, plan: &Arc<Plan>, expected: &InferError) {
+    let liar = Liar::new(plan.worker_model(), lie.clone());
+    let inputs = (0..3).map(|seed| network.random(seed)).collect();
+    let results = shared::infer(plan, liar, inputs);
+    let mut refused = 0;
+    for (result, seed) in results.into_iter().zip(0..) {
+        match result {
+            Ok(output) => {
+                let exact = run_exact(plan, network.random(seed)).unwrap();
+                assert_eq!(bits(&output.tensors), bits(&exact), "over memory {seed}");
+            }
+            Err(why) => {
+                assert_eq!(why, *expected, "over memory {seed}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "over memory: nobody noticed");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! integer network bit for bit, and is off by no more than the quantisation may be.
 
 use larvatus_testkit::conformance::case::Case;
-use larvatus_testkit::conformance::judge::{Fault, run, store, weights};
-use larvatus_testkit::conformance::reference::{Array, Bilinear};
+use larvatus_testkit::conformance::judge::{Fault, part_of_bound, run, store, weights};
+use larvatus_testkit::conformance::reference::{Array, Bilinear, Steps, bound};
 use proptest::prelude::*;
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -188,6 +188,8 @@ impl Subject {
         };
         Case {
             model,
+            file: None,
+            foreign: None,
             inputs,
             outputs: vec![stored("y", &answer)],
         }
@@ -205,11 +207,6 @@ impl Subject {
                 Fault::NotSupported(why) => TestCaseError::fail(format!("refused: {why}")),
                 Fault::Wrong(what) => TestCaseError::fail(what),
             })?;
-            // One factor for each element is no product of matrices; it stays.
-            let taps = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
-            if shown.layers == 0 && (taps(&self.first) == 1 || taps(&self.second) == 1) {
-                continue;
-            }
             prop_assert_eq!(
                 shown.layers,
                 1,
@@ -245,6 +242,9 @@ fn convolution() -> impl Strategy<Value = Subject> {
                 axes.iter().map(of).collect::<Vec<_>>()
             };
             let (kernel, strides) = (column(|a| a.0), column(|a| a.1));
+            // One tap on one channel only scales: nothing to sum, so nothing for a worker.
+            let taps = inner * kernel.iter().product::<usize>();
+            let inner = if taps == 1 { 2 } else { inner };
             let dilations = column(|a| a.2);
             let pads = [column(|a| a.4), column(|a| a.5)].concat();
             // Large enough for one window without padding.
@@ -430,16 +430,40 @@ fn the_bound_is_not_idle() {
     w.data[0] = 1.0;
     let subject = node("MatMul", vec![]);
     let map = Bilinear::of(&subject, &x.shape, &w.shape).expect("a product");
-    let steps = larvatus_testkit::conformance::reference::Steps {
+    let steps = Steps {
         activation: 1 << 13,
         weight: 127,
         rows: true,
     };
-    let bound = larvatus_testkit::conformance::reference::bound(&map, [&x, &w], 1, steps);
+    let allowed = bound(&map, [&x, &w], 1, steps);
     let lost = 63.0 * 0.5 / 127.0;
     assert!(
-        bound.data[0] > lost && bound.data[0] < 1.1 * lost,
+        allowed.data[0] > lost && allowed.data[0] < 1.1 * lost,
         "{} for {lost}",
-        bound.data[0]
+        allowed.data[0]
     );
+}
+
+#[test]
+fn an_answer_that_is_off_is_wrong() {
+    let subject = Subject {
+        node: node("Gemm", vec![]),
+        first: vec![3, 20],
+        second: vec![20, 4],
+        bias: None,
+        seed: 7,
+    };
+    let store = store().expect("a worker");
+    let case = subject.case();
+    let way = &weights(&case)[1];
+    let judge = |case: &Case| run(&case.with_constants(&way.fixed), Some((case, way)), &store);
+    assert_eq!(judge(&case).map(|shown| shown.layers).ok(), Some(1));
+    let mut other = case.clone();
+    other.outputs[0].float_data[5] += 0.01;
+    assert!(matches!(judge(&other), Err(Fault::Wrong(what)) if what.contains("local: output 0")));
+    // Beyond what the quantisation may do, where the float network is not asked.
+    let allowed = [0.02; 2];
+    assert!(part_of_bound(&[1.0, 2.0], &[1.0, 2.01], &allowed).is_ok_and(|part| part > 0.49));
+    assert!(part_of_bound(&[1.0, 2.0], &[1.0, 2.03], &allowed).is_err());
+    assert!(part_of_bound(&[1.0, f64::NAN], &[1.0, 2.0], &allowed).is_err());
 }

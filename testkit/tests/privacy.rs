@@ -22,7 +22,7 @@ use larvatus_testkit::pair::{Conditions, Pair, Peer, Setup, honest};
 fn uploads<W: Peer>(pair: &Pair<W>) -> Vec<Vec<u32>> {
     let request = |frame: &Frame| Request::from_frame(frame.clone()).ok();
     let words = |request| match request {
-        Request::Call { words, .. } => Some(words),
+        Request::Call { words, .. } => Some(words.into_vec()),
         _ => None,
     };
     pair.sent()

@@ -224,7 +224,11 @@ fn verdict(isa: Isa, case: &Case, shape: &Shape, products: &[Fp]) -> Verdict {
             inner: case.words(&format!("inner.{r}")),
         })
         .collect();
-    let found = check_sums_with(isa, &claim, &v.iter().collect::<Vec<_>>());
+    let found = check_sums_with(
+        isa,
+        &claim,
+        &v.iter().map(RankOne::factors).collect::<Vec<_>>(),
+    );
     let beyond = answer.iter().position(|word| *word >= P);
     assert_eq!(
         found.canonical,

@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Show what would be done, layer by layer, and what it guarantees.
     Plan(Plan),
+    /// Make tickets ahead and keep them in a store, for `run --store`.
+    Provision(Provision),
     /// Serve as an untrusted worker.
     Worker(Serve),
     /// Serve as a dealer: make the tickets of others, whose inputs never come here.
@@ -63,12 +65,14 @@ pub(crate) struct Run {
     /// Where to write the report (.json).
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// A worker: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN. The first is used; the next ones
+    /// A worker: unix:PATH, shm:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN. The first is used; the next ones
     /// step in when it fails. Without any, a worker process is started here and stopped at the end.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Vec<String>,
     #[command(flatten)]
     pub(crate) dealing: Dealing,
+    #[command(flatten)]
+    pub(crate) stored: Stored,
     /// Show the K most likely classes.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub(crate) top: usize,
@@ -110,6 +114,38 @@ pub(crate) struct Dealing {
     pub(crate) danger_local_dealer: bool,
 }
 
+/// Tickets from a store.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Stored {
+    /// A store of tickets, taken as long as there are some; see `larvatus provision`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// The store's key file, DIR/key where not given.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Provision {
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// How many unused tickets the store shall have then; each serves one inference.
+    #[arg(long, value_name = "N")]
+    pub(crate) tickets: usize,
+    /// The folder of the store; made where there is none.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// The store's key file, DIR/key where not given; made with a new store.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Threads; all cores where not given.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Most bytes that the tickets may take.
+    #[arg(long, default_value = "10G", value_name = "SIZE")]
+    pub(crate) max_size: String,
+}
+
 /// How a photograph becomes the model's input.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Picture {
@@ -128,6 +164,8 @@ pub(crate) struct Picture {
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) job: Job,
+    #[command(flatten)]
+    pub(crate) stored: Stored,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
@@ -173,10 +211,12 @@ pub(crate) struct Bench {
     /// Inferences measured in each mode.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) runs: usize,
+    #[command(flatten)]
+    pub(crate) stored: Stored,
     /// Threads of the worker that is started here.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) threads: usize,
-    /// Measure with this worker instead: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN.
+    /// Measure with this worker instead: unix:PATH, shm:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Option<String>,
     #[command(flatten)]

@@ -10,14 +10,16 @@ use larvatus::error::{DealerMisbehaved, InferError, WorkerFailed, WorkerMisbehav
 use larvatus::plan::Plan;
 use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
+use larvatus::store::Store;
 use larvatus::tensor::Tensor;
 use larvatus_host::pump::Options;
 use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
+use crate::dealer::Dealer;
 use crate::parties::Parties;
 use crate::report::Cpu;
-use crate::tickets::{Taken, Tickets};
+use crate::tickets::{Sources, Supplied, Tickets};
 
 /// Longest silence between two looks at the clock.
 const STEP: Duration = Duration::from_millis(200);
@@ -54,33 +56,20 @@ pub(crate) enum Lie {
     },
 }
 
-/// Where the tickets of inferences came from.
-#[derive(Clone, Default)]
-pub(crate) struct Sources {
-    /// Made here.
-    pub(crate) own: usize,
-    /// From the dealer.
-    pub(crate) dealt: usize,
-    pub(crate) dealer: Option<String>,
-    /// Why the dealer made no more.
-    pub(crate) dealer_gone: Option<String>,
-}
-
-/// Runs `inputs` on the first of `workers` that serves; the next steps in where one fails.
+/// Runs `inputs` on the first of `workers` that serves; the next steps in where one fails. Tickets
+/// are those of `store` while it has some.
 pub(crate) fn drive(
     plan: &Arc<Plan>,
     workers: &[String],
     parties: &Parties,
+    store: Option<Store>,
     inputs: &[Vec<Tensor>],
     settings: &Settings,
     show: bool,
 ) -> Result<Outcome> {
     let before = process_cpu();
-    let mut tickets = Tickets::from_dealer(plan, parties, settings.answer_within)?;
-    let mut sources = Sources {
-        dealer: tickets.as_ref().map(|tickets| tickets.dealer.clone()),
-        ..Sources::default()
-    };
+    let dealer = Dealer::start(plan, parties, settings.answer_within)?;
+    let mut tickets = Tickets::new(store, dealer);
     let mut outputs: Vec<Option<Output>> = inputs.iter().map(|_| None).collect();
     let mut cpu = Cpu {
         online: 0.0,
@@ -101,7 +90,7 @@ pub(crate) fn drive(
         };
         let started = Instant::now();
         let end = match run.agree()? {
-            End::Done => run.infer(inputs, &open, &mut outputs, &mut tickets, &mut sources)?,
+            End::Done => run.infer(inputs, &mut tickets, &open, &mut outputs)?,
             other => other,
         };
         wall += started.elapsed();
@@ -124,7 +113,7 @@ pub(crate) fn drive(
                 })
             }
             End::DealerLied(layer, what) => Some(Lie::Dealer {
-                dealer: sources.dealer.clone().unwrap_or_default(),
+                dealer: tickets.sources.dealer.clone().unwrap_or_default(),
                 layer,
                 what,
             }),
@@ -137,7 +126,7 @@ pub(crate) fn drive(
             worker,
             lie,
             failures,
-            sources,
+            sources: tickets.sources,
         });
     }
     anyhow::bail!("no worker could do it: {}", failures.join("; "))
@@ -161,15 +150,6 @@ fn next_step(address: &str, err: &anyhow::Error) -> String {
         Some(OpenError::TimedOut { .. }) => format!("{err:#}; --timeout allows it more"),
         _ => format!("{err:#}"),
     }
-}
-
-/// What became of the wish for tickets.
-enum Ticket {
-    Dealt,
-    /// Made here, with so much CPU time.
-    Own(Duration),
-    NotYet,
-    Lie(Option<String>, DealerMisbehaved),
 }
 
 enum End {
@@ -301,18 +281,13 @@ impl Run {
     fn infer(
         &mut self,
         inputs: &[Vec<Tensor>],
+        tickets: &mut Tickets,
         open: &[usize],
         outputs: &mut [Option<Output>],
-        tickets: &mut Option<Tickets>,
-        sources: &mut Sources,
     ) -> Result<End> {
         let before = process_cpu();
-        let dealing =
-            |tickets: &Option<Tickets>| tickets.as_ref().map_or(Duration::ZERO, Tickets::cpu);
-        let dealt_before = dealing(tickets);
-        if let Some(tickets) = tickets {
-            tickets.want(open.len());
-        }
+        let dealt_before = tickets.dealing();
+        tickets.want(open.len());
         let mut offline = Duration::ZERO;
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
         let mut waiting = open.iter().copied();
@@ -327,17 +302,22 @@ impl Run {
             while self.session.has_room() && waiting.len() > 0 {
                 let idle = self.session.pending() == 0;
                 let patience = if idle { STEP } else { Duration::ZERO };
-                match self.ticket(tickets, sources, patience)? {
-                    Ticket::Dealt => {}
-                    Ticket::Own(cpu) => offline += cpu,
-                    Ticket::NotYet => {
+                // Reading a stored ticket is part of the inference, making one is not.
+                let mut now = self.clock.now();
+                match tickets.supply(&mut self.session, waiting.len(), patience)? {
+                    Supplied::Stored => {}
+                    Supplied::Dealt => now = self.clock.now(),
+                    Supplied::Own(cpu) => {
+                        offline += cpu;
+                        now = self.clock.now();
+                    }
+                    Supplied::NotYet => {
                         wait = SOON;
                         break;
                     }
-                    Ticket::Lie(layer, what) => return Ok(End::DealerLied(layer, what)),
+                    Supplied::Lied(layer, what) => return Ok(End::DealerLied(layer, what)),
                 }
                 let Some(input) = waiting.next() else { break };
-                let now = self.clock.now();
                 begun.push((self.session.begin(inputs[input].clone(), now)?, input));
             }
             self.step(wait)?;
@@ -365,7 +345,7 @@ impl Run {
             // Everything is accepted; a worker that no longer hears the goodbye may miss it.
             while !self.session.finished() && self.step(STEP).is_ok() {}
         }
-        offline += dealing(tickets).saturating_sub(dealt_before);
+        offline += tickets.dealing().saturating_sub(dealt_before);
         let total = process_cpu() - before;
         self.cpu.offline += millis(offline);
         self.cpu.online += millis(total.saturating_sub(offline));
@@ -381,45 +361,23 @@ impl Run {
         }
     }
 
-    /// Gets the tickets of one inference: from the dealer while there is one, else made here.
-    fn ticket(
-        &mut self,
-        tickets: &mut Option<Tickets>,
-        sources: &mut Sources,
-        patience: Duration,
-    ) -> Result<Ticket> {
-        match tickets.as_mut().map(|tickets| tickets.take(patience)) {
-            Some(Taken::Set(set)) => {
-                self.session.supply(*set)?;
-                sources.dealt += 1;
-                return Ok(Ticket::Dealt);
-            }
-            Some(Taken::Nothing) => return Ok(Ticket::NotYet),
-            Some(Taken::Lied(layer, what)) => return Ok(Ticket::Lie(layer, what)),
-            Some(Taken::Gone(why)) => {
-                sources.dealer_gone = Some(why);
-                *tickets = None;
-            }
-            None => {}
-        }
-        let at = process_cpu();
-        self.session.provision(1);
-        sources.own += 1;
-        Ok(Ticket::Own(process_cpu() - at))
-    }
-
     /// A progress bar that appears where somebody looks.
     fn bar(&self, what: &'static str, length: u64, numbers: &str) -> ProgressBar {
         if !self.show {
             return ProgressBar::hidden();
         }
-        let template = format!("{{msg}} {{bar:32}} {numbers} {{elapsed}}");
-        let style = ProgressStyle::with_template(&template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(length)
-            .with_style(style)
-            .with_message(what)
+        progress(what, length, numbers)
     }
+}
+
+/// A progress bar.
+pub(crate) fn progress(what: &'static str, length: u64, numbers: &str) -> ProgressBar {
+    let template = format!("{{msg}} {{bar:32}} {numbers} {{elapsed}}");
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length)
+        .with_style(style)
+        .with_message(what)
 }
 
 pub(crate) fn millis(time: Duration) -> f64 {

@@ -4,12 +4,14 @@
 
 mod args;
 mod cmd;
+mod dealer;
 mod driver;
 mod input;
 mod output;
 mod parties;
 mod report;
 mod spawn;
+mod store;
 mod table;
 mod tickets;
 

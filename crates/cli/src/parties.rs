@@ -79,12 +79,12 @@ impl Parties {
     pub(crate) fn known(&self, address: &Address) -> Option<secret::Identity> {
         match address {
             Address::Tls { pin, .. } => pin.map(|pin| secret::Identity(pin.0)),
-            Address::Unix(path) if self.local => {
+            Address::Unix(path) | Address::Shared(path) if self.local => {
                 let path = path.canonicalize().unwrap_or_else(|_| path.clone());
                 let name = path.as_os_str().as_encoded_bytes();
                 Some(secret::Identity(Digest::of_file(name).0))
             }
-            Address::Unix(_) | Address::Tcp { .. } => None,
+            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => None,
         }
     }
 
@@ -92,7 +92,9 @@ impl Parties {
     pub(crate) fn connect(&self, to: &Address, within: Duration) -> Result<Link, OpenError> {
         match to {
             Address::Tls { .. } => Link::connect_tls(to, self.identity.as_ref(), within),
-            Address::Unix(_) | Address::Tcp { .. } => Link::connect(to, within),
+            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => {
+                Link::connect(to, within)
+            }
         }
     }
 }

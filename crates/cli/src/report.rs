@@ -4,7 +4,7 @@ use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
 use serde::Serialize;
 
-use crate::driver::Sources;
+use crate::tickets::Sources;
 
 /// What a run did and what it guarantees. Totals first, one object an inference under
 /// `inferences` where there are several.
@@ -52,16 +52,16 @@ pub(crate) enum VerdictField {
 /// Where the one-time pads and what opens them came from.
 #[derive(Serialize)]
 pub(crate) struct Tickets {
-    /// `own`, `dealer`, or both where a dealer failed.
-    pub(crate) source: &'static str,
+    /// Those of `store`, `dealer` and `own` that were used, in this order, joined by `, `.
+    pub(crate) source: String,
     /// Inferences by source.
-    pub(crate) own: usize,
+    pub(crate) stored: usize,
     pub(crate) dealt: usize,
+    pub(crate) own: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dealer: Option<String>,
-    /// What the secrecy of the inputs rests on beside the plan.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) assumes: Option<&'static str>,
+    /// What the secrecy of the inputs rests on beside the plan; null if nothing.
+    pub(crate) assumes: Option<String>,
 }
 
 impl Tickets {
@@ -69,25 +69,29 @@ impl Tickets {
     pub(crate) const NO_COLLUSION: &'static str =
         "dealer and worker do not pool what they know: together they know the input";
 
-    pub(crate) fn of(sources: &Sources) -> Self {
+    /// Nothing where nothing was hidden.
+    pub(crate) fn of(sources: &Sources) -> Option<Self> {
         let Sources {
-            own,
+            stored,
             dealt,
+            own,
+            assumes,
             dealer,
             dealer_gone: _,
         } = sources.clone();
-        let source = match (own, dealt) {
-            (_, 0) => "own",
-            (0, _) => "dealer",
-            (_, _) => "dealer, own",
-        };
-        Self {
-            source,
-            own,
+        let all = [(stored, "store"), (dealt, "dealer"), (own, "own")];
+        let used = all.iter().filter(|(inferences, _)| *inferences > 0);
+        let used: Vec<&str> = used.map(|(_, source)| *source).collect();
+        let no_collusion = (dealt > 0).then_some(Self::NO_COLLUSION);
+        let assumes: Vec<&str> = assumes.into_iter().chain(no_collusion).collect();
+        (!used.is_empty()).then(|| Self {
+            source: used.join(", "),
+            stored,
             dealt,
+            own,
             dealer,
-            assumes: (dealt > 0).then_some(Self::NO_COLLUSION),
-        }
+            assumes: (!assumes.is_empty()).then(|| assumes.join("; ")),
+        })
     }
 }
 

@@ -39,7 +39,7 @@ impl OwnWorker {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
-        format!("unix:{}", self.folder.join("worker").display())
+        format!("shm:{}", self.folder.join("worker").display())
     }
 
     fn wait_until_listening(&mut self) -> Result<()> {

@@ -63,7 +63,7 @@ fn measure(
     let frame = Frame {
         kind: 1,
         head: vec![],
-        words: vec![7; bytes / 4],
+        words: vec![7; bytes / 4].into(),
     };
     let mut machine = Echo {
         say: VecDeque::from([frame]),

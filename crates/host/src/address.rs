@@ -1,4 +1,4 @@
-//! Where a peer listens: `unix:PATH`, `tcp://HOST:PORT` or `tls://HOST:PORT#PIN`.
+//! Where a peer listens: `unix:PATH`, `shm:PATH`, `tcp://HOST:PORT` or `tls://HOST:PORT#PIN`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +13,9 @@ use std::str::FromStr;
 pub enum Address {
     /// A Unix socket, by its file.
     Unix(PathBuf),
+    /// A Unix socket on this machine, by its file; payloads lie in shared memory. Whoever listens
+    /// on a Unix socket offers both.
+    Shared(PathBuf),
     /// A TCP port. Unencrypted.
     Tcp {
         /// Name or number; an IPv6 number without its brackets.
@@ -82,7 +85,7 @@ impl Address {
     pub fn pin(&self) -> Option<Pin> {
         match self {
             Self::Tls { pin, .. } => *pin,
-            Self::Unix(_) | Self::Tcp { .. } => None,
+            Self::Unix(_) | Self::Shared(_) | Self::Tcp { .. } => None,
         }
     }
 }
@@ -91,14 +94,14 @@ impl Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// It starts with none of `unix:`, `tcp://` and `tls://`.
-    #[error("{text:?} is none of unix:PATH, tcp://HOST:PORT and tls://HOST:PORT#PIN")]
+    /// It starts with none of `unix:`, `shm:`, `tcp://` and `tls://`.
+    #[error("{text:?} is none of unix:PATH, shm:PATH, tcp://HOST:PORT and tls://HOST:PORT#PIN")]
     Scheme {
         /// The text.
         text: String,
     },
-    /// `unix:` without a path, or with a zero byte in it.
-    #[error("{text:?} names no path after unix:")]
+    /// `unix:` or `shm:` without a path, or with a zero byte in it.
+    #[error("{text:?} names no path")]
     Path {
         /// The text.
         text: String,
@@ -128,11 +131,17 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let owned = || text.to_owned();
-        if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() || path.contains('\0') {
-                return Err(AddressError::Path { text: owned() });
-            }
-            return Ok(Self::Unix(PathBuf::from(path)));
+        let path = |path: &str| {
+            let named = !path.is_empty() && !path.contains('\0');
+            named
+                .then(|| PathBuf::from(path))
+                .ok_or_else(|| AddressError::Path { text: owned() })
+        };
+        if let Some(file) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(path(file)?));
+        }
+        if let Some(file) = text.strip_prefix("shm:") {
+            return Ok(Self::Shared(path(file)?));
         }
         let (rest, pin) = if let Some(rest) = text.strip_prefix("tcp://") {
             (rest, None)
@@ -171,6 +180,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Shared(path) => write!(f, "shm:{}", path.display()),
             Self::Tcp { host, port } => write!(f, "tcp://{}:{port}", Host(host)),
             Self::Tls { host, port, pin } => {
                 write!(f, "tls://{}:{port}", Host(host))?;
@@ -202,6 +212,7 @@ mod tests {
         for text in [
             "unix:/run/larvatus.sock",
             "unix:here",
+            "shm:/run/larvatus.sock",
             "tcp://localhost:0",
             "tcp://10.0.0.7:65535",
             "tcp://[::1]:80",
@@ -240,11 +251,12 @@ mod tests {
     #[test]
     fn what_is_no_address_says_why() {
         type Why = fn(String) -> AddressError;
-        let cases: [(&str, Why); 14] = [
+        let cases: [(&str, Why); 15] = [
             ("", |text| AddressError::Scheme { text }),
             ("/run/x", |text| AddressError::Scheme { text }),
             ("http://h:1", |text| AddressError::Scheme { text }),
             ("unix:", |text| AddressError::Path { text }),
+            ("shm:", |text| AddressError::Path { text }),
             ("unix:a\0b", |text| AddressError::Path { text }),
             ("tls://host", |text| AddressError::Port { text }),
             ("tcp://host", |text| AddressError::Port { text }),

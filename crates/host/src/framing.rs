@@ -6,11 +6,12 @@
 //! out; on little-endian machines they are not touched again.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header};
 use larvatus_proto::machine::LinkEnd;
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::Words;
 
 /// Words allocated ahead of those that have arrived, at the least: 1 MiB.
 const AHEAD: usize = 1 << 18;
@@ -91,7 +92,7 @@ impl<R: Read> FrameReader<R> {
         Ok(Frame {
             kind,
             head: bytes,
-            words,
+            words: words.into(),
         })
     }
 
@@ -142,15 +143,24 @@ pub fn write_frame(stream: &mut impl Write, frame: &Frame) -> io::Result<()> {
         return Err(ErrorKind::InvalidInput.into());
     }
     let header = frame.header();
-    let swapped: Vec<u32>;
-    let words = if cfg!(target_endian = "big") {
-        swapped = frame.words.iter().map(|word| word.to_le()).collect();
-        &swapped
-    } else {
-        &frame.words
-    };
-    let payload: &[u8] = bytemuck::cast_slice(words);
-    let mut parts = [&header[..], &frame.head, payload].map(IoSlice::new);
+    with_bytes(&frame.words, |payload| {
+        write_parts(stream, [&header, &frame.head, payload])
+    })
+}
+
+/// The bytes of a payload as they travel.
+pub(crate) fn with_bytes<T>(words: &Words, then: impl FnOnce(&[u8]) -> T) -> T {
+    match words.as_slice() {
+        Some(words) if cfg!(target_endian = "little") => then(bytemuck::cast_slice(words)),
+        _ => {
+            let words: Vec<u32> = words.to_vec().into_iter().map(u32::to_le).collect();
+            then(bytemuck::cast_slice(&words))
+        }
+    }
+}
+
+fn write_parts(stream: &mut impl Write, parts: [&[u8]; 3]) -> io::Result<()> {
+    let mut parts = parts.map(IoSlice::new);
     let mut parts = &mut parts[..];
     IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
@@ -162,6 +172,53 @@ pub fn write_frame(stream: &mut impl Write, frame: &Frame) -> io::Result<()> {
         }
     }
     stream.flush()
+}
+
+/// Bytes a second that a peer must read of a frame, beyond the time for which it may read nothing.
+const SLOWEST: u64 = 64 << 10;
+
+/// Bytes handed to the system at once: a call waits for the peer by itself, part by part.
+const PIECE: usize = 256 << 10;
+
+/// A stream whose writes are over when the time for one frame is.
+pub(crate) struct Timely<W> {
+    stream: W,
+    end: Option<Instant>,
+}
+
+impl<W> Timely<W> {
+    /// For a frame of so many bytes, to a peer that may read nothing for `silence`.
+    pub(crate) fn new(stream: W, silence: Duration, bytes: u64) -> Self {
+        let time = silence.saturating_add(Duration::from_secs(bytes / SLOWEST));
+        Self {
+            stream,
+            end: Instant::now().checked_add(time),
+        }
+    }
+}
+
+impl<W: Write> Write for Timely<W> {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(from)])
+    }
+
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let mut left = PIECE;
+        let mut parts = [IoSlice::new(&[]); 3];
+        for (part, from) in parts.iter_mut().zip(from) {
+            let (taken, _) = from.split_at(from.len().min(left));
+            left -= taken.len();
+            *part = IoSlice::new(taken);
+        }
+        self.stream.write_vectored(&parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +260,7 @@ mod tests {
             let frame = Frame {
                 kind: 9,
                 head: vec![7; head],
-                words: (0..words).collect(),
+                words: (0..words).collect::<Vec<u32>>().into(),
             };
             let mut stream = Dribble(vec![], 0);
             write_frame(&mut stream, &frame).unwrap();
@@ -217,11 +274,74 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_written_within_its_time_or_not_at_all() {
+        /// Takes one byte at a time, and time for it.
+        struct Slow(usize);
+        impl Write for Slow {
+            fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+                std::thread::sleep(Duration::from_millis(2));
+                self.0 += 1;
+                Ok(from.len().min(1))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let frame = Frame {
+            kind: 1,
+            head: vec![0; 512],
+            words: vec![].into(),
+        };
+        let mut slow = Slow(0);
+        let mut stream = Timely::new(&mut slow, Duration::from_millis(50), frame.size());
+        let result = write_frame(&mut stream, &frame).map_err(|error| error.kind());
+        assert_eq!(result, Err(ErrorKind::TimedOut));
+        assert!((1..30).contains(&slow.0), "{} bytes", slow.0);
+        let mut stream = Timely::new(Dribble(vec![], 0), Duration::MAX, frame.size());
+        write_frame(&mut stream, &frame).unwrap();
+        assert_eq!(stream.stream.0.len() as u64, frame.size());
+    }
+
+    #[test]
+    fn large_frames_are_handed_over_in_pieces() {
+        let frame = Frame {
+            kind: 1,
+            head: vec![5; 9],
+            words: vec![0x0102_0304; PIECE].into(),
+        };
+        /// Takes everything that it is given and notes how much that is at the most.
+        struct Greedy(Vec<u8>, usize);
+        impl Write for Greedy {
+            fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+                self.0.extend_from_slice(from);
+                Ok(from.len())
+            }
+            fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+                let count = from
+                    .iter()
+                    .map(|part| self.write(part))
+                    .sum::<io::Result<_>>()?;
+                self.1 = self.1.max(count);
+                Ok(count)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut greedy = Greedy(vec![], 0);
+        let mut stream = Timely::new(&mut greedy, Duration::from_secs(60), frame.size());
+        write_frame(&mut stream, &frame).unwrap();
+        assert_eq!(greedy.1, PIECE);
+        let read = FrameReader::new(&mut &greedy.0[..]).read(|| WIDE).unwrap();
+        assert_eq!(read, frame);
+    }
+
+    #[test]
     fn every_cut_inside_a_frame_is_told_from_an_end() {
         let frame = Frame {
             kind: 1,
             head: vec![1, 2],
-            words: vec![3],
+            words: vec![3].into(),
         };
         let mut bytes = vec![];
         write_frame(&mut bytes, &frame).unwrap();
@@ -260,13 +380,13 @@ mod tests {
             let frame = Frame {
                 kind: 1,
                 head: vec![],
-                words: vec![0xfeed; count],
+                words: vec![0xfeed; count].into(),
             };
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
             let read = FrameReader::new(&mut &bytes[..]).read(|| WIDE).unwrap();
             assert_eq!(read, frame);
-            assert_eq!(read.words.capacity(), count);
+            assert_eq!(read.words.into_vec().capacity(), count);
         }
     }
 
@@ -277,7 +397,7 @@ mod tests {
             let frame = Frame {
                 kind: 1,
                 head: vec![0; head],
-                words: vec![0; words],
+                words: vec![0; words].into(),
             };
             let mut bytes = vec![];
             write_frame(&mut bytes, &frame).unwrap();
@@ -296,7 +416,7 @@ mod tests {
         let frame = Frame {
             kind: 1,
             head: vec![0; 1 << 16],
-            words: vec![],
+            words: vec![].into(),
         };
         let mut bytes = vec![];
         let error = write_frame(&mut bytes, &frame).unwrap_err();

@@ -192,7 +192,7 @@ mod tests {
         Frame {
             kind: 1,
             head: vec![],
-            words: vec![0; words],
+            words: vec![0; words].into(),
         }
     }
 

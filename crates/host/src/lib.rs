@@ -3,15 +3,18 @@
 //! * [`address`] and [`link`]: where a peer listens, and a connected stream to it,
 //! * `tls` (a feature): links that are encrypted, between keys that know each other,
 //! * [`framing`]: frames on a stream, limited before anything is allocated,
+//! * `shared` and `memory`: payloads in memory that both processes map; `memory` is the one place
+//!   with `unsafe`,
 //! * [`pump`]: drives a [`Machine`](larvatus_proto::machine::Machine) over a link,
 //! * [`inprocess`]: drives two machines against each other without a link,
 //! * [`mod@serve`]: a thread and a machine for each connection of a listener,
+//! * [`store`]: a folder for one process, with files that are whole or not there,
 //! * [`clock`]: time, CPU time and entropy.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A
 //! link over TCP is neither encrypted nor authenticated; one over TLS is both.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 pub mod address;
@@ -20,8 +23,12 @@ pub mod framing;
 mod inbox;
 pub mod inprocess;
 pub mod link;
+mod memory;
 pub mod pump;
 pub mod serve;
+mod shared;
+pub mod store;
+mod stream;
 #[cfg(feature = "tls")]
 pub mod tls;
 

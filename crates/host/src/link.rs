@@ -15,6 +15,7 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use crate::address::{Address, Pin};
+use crate::shared::{self, Shared};
 #[cfg(feature = "tls")]
 use crate::tls::{self, HandshakeError, Identity};
 
@@ -23,6 +24,9 @@ const BACKLOG: i32 = 128;
 
 /// How long a full queue of a Unix socket is left alone before the next attempt.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// How long a peer that wishes for shared memory has to say so whole.
+const GREETED: Duration = Duration::from_secs(5);
 
 /// How long a socket file that exists already is given to answer.
 const STALE: Duration = Duration::from_millis(500);
@@ -101,6 +105,14 @@ pub enum OpenError {
         /// The time waited.
         after: Duration,
     },
+    /// The peer gives no shared memory, or none that is acceptable.
+    #[error("{address} gives no shared memory: {source}")]
+    NoMemory {
+        /// The address.
+        address: Address,
+        /// The error.
+        source: io::Error,
+    },
     /// The system's error.
     #[error("{address}: {source}")]
     Io {
@@ -117,6 +129,8 @@ pub enum OpenError {
 pub struct Link {
     socket: Socket,
     peer: String,
+    /// Where payloads lie, if not on the stream.
+    shared: Option<Shared>,
 }
 
 #[derive(Debug)]
@@ -135,7 +149,7 @@ impl Link {
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, OpenError> {
         let end = Instant::now() + timeout;
         let socket = match address {
-            Address::Unix(path) => connect_unix(path, end)
+            Address::Unix(path) | Address::Shared(path) => connect_unix(path, end)
                 .map(Socket::Unix)
                 .map_err(|source| not_open(address, timeout, source))?,
             Address::Tcp { host, port } => {
@@ -143,9 +157,21 @@ impl Link {
             }
             Address::Tls { .. } => return Self::connect_tls(address, None, timeout),
         };
+        let shared = match (&socket, address) {
+            (Socket::Unix(stream), Address::Shared(_)) => {
+                let left = end.saturating_duration_since(Instant::now());
+                let agreed = Shared::agree(stream, left).map_err(|source| OpenError::NoMemory {
+                    address: address.clone(),
+                    source,
+                })?;
+                Some(agreed)
+            }
+            _ => None,
+        };
         Ok(Self {
             socket,
             peer: address.to_string(),
+            shared,
         })
     }
 
@@ -186,6 +212,7 @@ impl Link {
         Ok(Self {
             socket: Socket::Tls(Box::new(stream)),
             peer: address.to_string(),
+            shared: None,
         })
     }
 
@@ -194,6 +221,35 @@ impl Link {
         Err(OpenError::NoTls {
             address: address.clone(),
         })
+    }
+
+    /// On the listening side of a Unix socket, hears whether the peer wishes for shared memory
+    /// and gives it; `false` while it has said nothing within `wait`. Other streams need none.
+    ///
+    /// # Errors
+    /// The system's error, or that of memory which is not acceptable: the link is of no use.
+    pub fn greet(&mut self, wait: Duration) -> io::Result<bool> {
+        let Socket::Unix(stream) = &self.socket else {
+            return Ok(true);
+        };
+        match shared::is_wished(stream, wait)? {
+            None => return Ok(false),
+            Some(false) => {}
+            Some(true) => self.shared = Some(Shared::agree(stream, GREETED)?),
+        }
+        Ok(true)
+    }
+
+    /// The stream, and the memory in which payloads lie, where they do.
+    pub(crate) fn into_shared(self) -> Result<(UnixStream, Shared), Self> {
+        match self {
+            Self {
+                socket: Socket::Unix(stream),
+                shared: Some(shared),
+                ..
+            } => Ok((stream, shared)),
+            other => Err(other),
+        }
     }
 
     /// A link over a connected Unix stream, for instance one of a pair.
@@ -207,6 +263,7 @@ impl Link {
         Self {
             socket: Socket::Unix(stream),
             peer,
+            shared: None,
         }
     }
 
@@ -220,6 +277,7 @@ impl Link {
         Ok(Self {
             socket: Socket::Tcp(stream),
             peer,
+            shared: None,
         })
     }
 
@@ -315,7 +373,7 @@ impl Listener {
     /// [`OpenError`].
     pub fn bind(address: &Address) -> Result<Self, OpenError> {
         match address {
-            Address::Unix(path) => Self::bind_unix(address, path),
+            Address::Unix(path) | Address::Shared(path) => Self::bind_unix(address, path),
             Address::Tcp { host, port } => {
                 let (socket, port) = bind_tcp(address, host, *port)?;
                 let host = host.clone();
@@ -350,7 +408,7 @@ impl Listener {
         let address = address.clone();
         let (host, port) = match &address {
             Address::Tls { host, port, pin } if pin.is_none_or(|pin| pin == own) => (host, *port),
-            Address::Tls { .. } | Address::Tcp { .. } | Address::Unix(_) => {
+            Address::Tls { .. } | Address::Tcp { .. } | Address::Unix(_) | Address::Shared(_) => {
                 return Err(OpenError::NoIdentity { address });
             }
         };
@@ -432,6 +490,7 @@ impl Listener {
                 Ok(Link {
                     socket: Socket::Unix(stream),
                     peer: self.address.to_string(),
+                    shared: None,
                 })
             }),
             Bound::Tcp(socket) => socket.accept().and_then(|(stream, _)| {
@@ -445,6 +504,7 @@ impl Listener {
                 Ok(Link {
                     socket: Socket::Tls(Box::new(acceptor.accept(stream)?)),
                     peer: format!("tls://{peer}"),
+                    shared: None,
                 })
             }),
         };

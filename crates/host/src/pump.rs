@@ -1,29 +1,25 @@
 //! Drives a machine over a link.
 //!
-//! A thread of the pump's own reads frames; everything else happens on the caller's thread,
-//! inside [`Pump::step`]. While a frame is written the reader goes on reading, up to
+//! On a stream, a thread of the pump's own reads frames; everything else happens on the caller's
+//! thread, inside [`Pump::step`]. While a frame is written the reader goes on reading, up to
 //! [`Options::room`]: two sides that write at once do not wait for each other as long as one of
-//! them has room for everything that it asked for.
+//! them has room for everything that it asked for. With shared memory there is little to read, and
+//! the caller's thread does it.
 
-use std::io::{self, BufReader, ErrorKind, Read};
-use std::net::Shutdown;
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use larvatus_proto::frame::{Frame, FrameLimits};
 use larvatus_proto::machine::Machine;
 
 use crate::clock::Clock;
-use crate::framing::{FrameReader, LinkError, write_frame};
-use crate::inbox::{Closing, Inbox};
+use crate::framing::LinkError;
 use crate::link::Link;
+use crate::shared::SharedLink;
+use crate::stream::Stream;
 
 /// Frames that one step moves at most, so that a caller gets its turn.
 const TURN: usize = 256;
-
-/// Bytes read at once where frames are small; larger ones are read into place.
-const BUFFER: usize = 8 << 10;
 
 /// How long what the peer said last is waited for when it no longer reads.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -77,6 +73,7 @@ pub enum Progress {
 pub struct Options {
     /// How long a peer may read nothing while something is written to it. 60 s: a peer reads no
     /// more than its room while its machine computes, so this exceeds the longest computation.
+    /// A whole frame may take this and a second for each 64 KiB, looked at every 256 KiB.
     pub write_timeout: Duration,
     /// Bytes of frames that may have come and not been received by the machine; one more frame
     /// is read beyond it. 64 MiB. A side that asks for much at once gives itself room for all
@@ -99,13 +96,60 @@ impl Default for Options {
 /// at once; [`finish`](Self::finish) lets the peer read what was sent last.
 #[derive(Debug)]
 pub struct Pump {
-    link: Arc<Link>,
-    inbox: Arc<Inbox>,
-    reader: Option<JoinHandle<()>>,
+    carrier: Carrier,
+    peer: String,
     clock: Clock,
     write_timeout: Duration,
     traffic: Traffic,
     ended: bool,
+    /// Whether the machine has been offered the link's memory.
+    lent: bool,
+}
+
+/// How frames come and go.
+#[derive(Debug)]
+enum Carrier {
+    Stream(Stream),
+    Shared(SharedLink),
+}
+
+impl Carrier {
+    /// What the peer may send from here on.
+    fn allow(&self, limits: FrameLimits) {
+        match self {
+            Self::Stream(stream) => stream.allow(limits),
+            // Limits are looked at when a frame is taken.
+            Self::Shared(_) => {}
+        }
+    }
+
+    fn pop(&mut self, limits: FrameLimits) -> Option<Frame> {
+        match self {
+            Self::Stream(stream) => stream.pop(),
+            Self::Shared(shared) => shared.pop(limits),
+        }
+    }
+
+    fn take_end(&mut self) -> Option<LinkError> {
+        match self {
+            Self::Stream(stream) => stream.take_end(),
+            Self::Shared(shared) => shared.take_end(),
+        }
+    }
+
+    fn wait(&mut self, wait: Duration) {
+        match self {
+            Self::Stream(stream) => stream.wait(wait),
+            Self::Shared(shared) => shared.wait(wait),
+        }
+    }
+
+    fn write(&mut self, frame: &Frame) -> io::Result<()> {
+        match self {
+            Self::Stream(stream) => stream.write(frame),
+            Self::Shared(shared) => shared.write(frame),
+        }
+    }
 }
 
 impl Pump {
@@ -118,26 +162,19 @@ impl Pump {
             write_timeout,
             room,
         } = options;
-        link.set_write_timeout(Some(write_timeout))?;
-        let (link, inbox) = (Arc::new(link), Arc::new(Inbox::new(room)));
-        let reader = std::thread::Builder::new()
-            .name("larvatus-read".into())
-            .spawn({
-                let (link, inbox) = (Arc::clone(&link), Arc::clone(&inbox));
-                move || {
-                    read(&link, &inbox);
-                    inbox.reader_gone();
-                }
-            })?;
-        let (reader, traffic) = (Some(reader), Traffic::default());
+        let peer = link.peer().to_owned();
+        let carrier = match link.into_shared() {
+            Ok((socket, shared)) => Carrier::Shared(SharedLink::new(socket, shared, write_timeout)),
+            Err(link) => Carrier::Stream(Stream::new(link, room, write_timeout)?),
+        };
         Ok(Self {
-            link,
-            inbox,
-            reader,
+            carrier,
+            peer,
             clock,
             write_timeout,
-            traffic,
+            traffic: Traffic::default(),
             ended: false,
+            lent: false,
         })
     }
 
@@ -148,12 +185,16 @@ impl Pump {
 
     /// CPU time of the thread that reads, up to the last frame that it handed over.
     pub fn reader_cpu(&self) -> Duration {
-        self.inbox.reader_cpu()
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.reader_cpu(),
+            // The caller's thread reads.
+            Carrier::Shared(_) => Duration::ZERO,
+        }
     }
 
     /// The other end, for people.
     pub fn peer(&self) -> &str {
-        self.link.peer()
+        &self.peer
     }
 
     /// Sends everything the machine has to say and hands it everything that has come; where
@@ -167,13 +208,18 @@ impl Pump {
         machine: &mut dyn Machine,
         wait: Duration,
     ) -> Result<Progress, LinkError> {
+        if !std::mem::replace(&mut self.lent, true)
+            && let Carrier::Shared(shared) = &self.carrier
+        {
+            machine.lend(shared.memory());
+        }
         let mut moved = self.exchange(machine)?;
         if !moved && !machine.finished() {
             let deadline = machine
                 .deadline()
                 .map(|at| at.saturating_sub(self.clock.now()));
             let start = Instant::now();
-            self.inbox
+            self.carrier
                 .wait(deadline.map_or(wait, |left| left.min(wait)));
             self.traffic.waited += start.elapsed();
             moved = self.exchange(machine)?;
@@ -203,9 +249,11 @@ impl Pump {
     /// Says that nothing more will be sent and throws away what comes, until the peer has ended
     /// too or `wait` is over. Without it, a TCP peer that still sends may lose the last reply.
     pub fn finish(self, wait: Duration) {
-        let _ = self.link.shutdown(Shutdown::Write);
-        self.inbox.close(Closing::Discard);
-        self.inbox.wait_reader_gone(wait);
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.finish(wait),
+            // A Unix socket loses nothing that was written.
+            Carrier::Shared(_) => {}
+        }
     }
 
     /// Moves frames both ways until there are none, or a turn is over. For each frame that comes
@@ -223,7 +271,7 @@ impl Pump {
             let sent = match machine.transmit(self.clock.now()) {
                 Some(frame) => {
                     // The answer may come before the write returns.
-                    self.inbox.set_limits(machine.limits());
+                    self.carrier.allow(machine.limits());
                     self.write(machine, &frame)?;
                     true
                 }
@@ -234,7 +282,7 @@ impl Pump {
             }
             moved = true;
         }
-        if !moved && let Some(why) = self.inbox.take_end() {
+        if !moved && let Some(why) = self.carrier.take_end() {
             return Err(self.ended(machine, why));
         }
         Ok(moved)
@@ -242,18 +290,18 @@ impl Pump {
 
     /// Hands over one frame, if one has come.
     fn receive(&mut self, machine: &mut dyn Machine) -> bool {
-        self.inbox.set_limits(machine.limits());
-        let Some(frame) = self.inbox.pop() else {
+        self.carrier.allow(machine.limits());
+        let Some(frame) = self.carrier.pop(machine.limits()) else {
             return false;
         };
         self.traffic.received(&frame);
         machine.receive(frame, self.clock.now());
-        self.inbox.set_limits(machine.limits());
+        self.carrier.allow(machine.limits());
         true
     }
 
     fn write(&mut self, machine: &mut dyn Machine, frame: &Frame) -> Result<(), LinkError> {
-        let Err(error) = write_frame(&mut &*self.link, frame) else {
+        let Err(error) = self.carrier.write(frame) else {
             self.traffic.sent(frame);
             return Ok(());
         };
@@ -266,14 +314,14 @@ impl Pump {
                 let end = Instant::now() + LAST_WORDS;
                 loop {
                     while self.receive(machine) {}
-                    if let Some(why) = self.inbox.take_end() {
+                    if let Some(why) = self.carrier.take_end() {
                         break why;
                     }
                     let left = end.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         break LinkError::Closed;
                     }
-                    self.inbox.wait(left);
+                    self.carrier.wait(left);
                 }
             }
             _ => LinkError::Io(error),
@@ -285,39 +333,5 @@ impl Pump {
         self.ended = true;
         machine.disconnected(why.end(), self.clock.now());
         why
-    }
-}
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.inbox.close(Closing::Stop);
-        let _ = self.link.shutdown(Shutdown::Both);
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
-    }
-}
-
-fn read(link: &Link, inbox: &Inbox) {
-    let mut frames = FrameReader::new(BufReader::with_capacity(BUFFER, link));
-    let nothing = FrameLimits { head: 0, words: 0 };
-    let why = loop {
-        match frames.read(|| inbox.limits().unwrap_or(nothing)) {
-            Ok(frame) => inbox.push(frame),
-            Err(why) => break why,
-        }
-        if inbox.closing().is_some() {
-            break LinkError::Closed;
-        }
-    };
-    inbox.end(why);
-    let mut stream = frames.into_inner();
-    let mut rest = [0; BUFFER];
-    while inbox.closing() == Some(Closing::Discard) {
-        match stream.read(&mut rest) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larvatus_proto::machine::{Machine, Now};
 
@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// How long a peer may take to read what was said last.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a connection on a Unix socket may say nothing at all.
+const SILENT: Duration = Duration::from_secs(30);
 
 /// How long accepting pauses when the system has no resources for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -100,12 +103,18 @@ pub fn serve(
 }
 
 fn converse(
-    link: Link,
+    mut link: Link,
     options: Options,
     clock: Clock,
     make: &dyn Fn(Now) -> Box<dyn Machine + Send>,
     stop: &AtomicBool,
 ) -> Result<(), LinkError> {
+    let patience = Instant::now() + SILENT;
+    while !link.greet(LOOK).map_err(LinkError::Io)? {
+        if stop.load(Ordering::Relaxed) || Instant::now() > patience {
+            return Ok(());
+        }
+    }
     let mut pump = Pump::new(link, clock, options).map_err(LinkError::Io)?;
     let mut machine = make(clock.now());
     while !stop.load(Ordering::Relaxed) {

@@ -283,9 +283,14 @@ fn words(count: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Weights as a trained layer has them: bell-shaped, the largest near 127.
 fn weights(shape: &Shape) -> Weights {
+    let word =
+        |i: usize| (i as u32).wrapping_mul(0x9e37_79b9) ^ (i as u32).wrapping_mul(0x85eb_ca6b) >> 7;
+    let byte =
+        |word: u32, at: u32| (word.wrapping_mul(0xc2b2_ae35) >> (8 * at) & 0xff) as i32 - 128;
     let plane = (0..shape.weights())
-        .map(|i| (i * 37 % 255) as u8 as i8)
+        .map(|i| ((0..4).map(|at| byte(word(i), at)).sum::<i32>() / 4) as i8)
         .collect();
     Weights::new(vec![plane], 0).expect("one plane")
 }

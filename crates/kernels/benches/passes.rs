@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use larvatus_kernels::activation::{Activation, activate_with};
 use larvatus_kernels::field::{Fp, P};
 use larvatus_kernels::fixed::{Bound, MaxAbs, max_abs_with};
-use larvatus_kernels::hide::{Activations, Folded, hide_with, quantise_with};
+use larvatus_kernels::hide::{Activations, Folded, View, hide_with, quantise_with};
 use larvatus_kernels::isa::Isa;
 use larvatus_kernels::keystream::{Key, Purpose};
-use larvatus_kernels::reveal::{Bias, Claim, Epilogue, RankOne, check_sums_with, reveal_with};
+use larvatus_kernels::reveal::{
+    Bias, Claim, Epilogue, Factors, RankOne, check_sums_with, reveal_with,
+};
 
 fn main() {
     let named: Vec<String> = std::env::args()
@@ -77,6 +79,10 @@ fn measure(isa: Isa, rows: usize, cols: usize) {
     row("keystream", &mut || {
         stream.fill_with(isa, 0, black_box(&mut out))
     });
+    // What is unsealed is canonical, so the next call takes it again.
+    row("unseal", &mut || {
+        _ = stream.unseal_with(isa, 0, black_box(&mut out))
+    });
 
     let bound = Bound::new(8000).expect("below the largest");
     let acts = Activations::new(&x, rows, cols, &[16000.0], bound).expect("lengths agree");
@@ -90,7 +96,7 @@ fn measure(isa: Isa, rows: usize, cols: usize) {
         inner: words(ticket + 2, cols),
     });
     let mut dots = [Fp::ZERO; 2];
-    let mut hide = |name: &str, mask, folds: &[&Folded]| {
+    let mut hide = |name: &str, mask, folds: &[View<'_>]| {
         row(name, &mut || {
             hide_with(
                 isa,
@@ -108,12 +114,12 @@ fn measure(isa: Isa, rows: usize, cols: usize) {
     hide(
         "hide: mask, 2 dense vectors",
         Some(&stream),
-        &[&dense[0], &dense[1]],
+        &[dense[0].view(), dense[1].view()],
     );
     hide(
         "hide: mask, 2 rank-one vectors",
         Some(&stream),
-        &[&rank_one[0], &rank_one[1]],
+        &[rank_one[0].view(), rank_one[1].view()],
     );
 
     let (answer, u) = (words(9, len), words(10, len));
@@ -122,7 +128,7 @@ fn measure(isa: Isa, rows: usize, cols: usize) {
         outer: words(ticket, rows),
         inner: words(ticket + 2, cols),
     });
-    let v = [&v[0], &v[1]];
+    let v = [v[0].factors(), v[1].factors()];
     // Outputs within ±4.
     let (bias, residual) = (floats(13, rows), floats(14, len));
     let factor = vec![4.0 / P as f32; rows];
@@ -144,7 +150,7 @@ fn measure(isa: Isa, rows: usize, cols: usize) {
     };
     let mut y = vec![0.0; len];
     let mut maxima = vec![MaxAbs::default(); rows];
-    let mut reveal = |name: &str, v: &[&RankOne], epilogue, maxima: &mut [MaxAbs]| {
+    let mut reveal = |name: &str, v: &[Factors<'_>], epilogue, maxima: &mut [MaxAbs]| {
         row(name, &mut || {
             drop(black_box(reveal_with(
                 isa,

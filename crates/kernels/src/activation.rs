@@ -228,7 +228,7 @@ fn negative_magnitude<S: Floats>(s: S, x: S::F) -> S::F {
 /// interpolating at Chebyshev points (relative error 2⁻²⁸). ln 2 is subtracted in two parts, the first of ten bits, so that
 /// its multiples are exact. Zero for k ≤ −127.
 #[inline(always)]
-fn exp<S: Floats>(s: S, x: S::F, small: S::F) -> S::F {
+pub(crate) fn exp<S: Floats>(s: S, x: S::F, small: S::F) -> S::F {
     // Here k = −127, which stands for zero. NaN stays.
     let x = s.max_f(s.splat_f(-88.0), x);
     let k = s.float(s.nearest(s.mul_f(x, s.splat_f(core::f32::consts::LOG2_E))));

@@ -10,6 +10,8 @@
 use core::fmt;
 use core::ops::{Add, AddAssign, Mul, Neg, Sub};
 
+use zeroize::DefaultIsZeroes;
+
 /// The characteristic of the field, 2³¹ − 1.
 pub const P: u32 = (1 << 31) - 1;
 
@@ -74,6 +76,9 @@ impl Fp {
         Self(reduced.wrapping_add(borrow & P))
     }
 }
+
+/// Overwritten with zero; sums of secrets are secrets.
+impl DefaultIsZeroes for Fp {}
 
 impl fmt::Debug for Fp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

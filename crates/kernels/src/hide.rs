@@ -17,15 +17,16 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
+use core::ops::Range;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::WrongLength;
 use crate::field::{Fp, P};
 use crate::fixed::{Bound, quantise_lanes, quantise_one};
 use crate::isa::Isa;
 use crate::isa::vector::{AHEAD, Pass, Vector, load, load_f, store};
 use crate::keystream::Stream;
+use crate::{WrongLength, erase};
 
 /// A matrix of activations and how to quantise it.
 #[derive(Clone, Copy, Debug)]
@@ -89,12 +90,61 @@ pub enum Folded {
 }
 
 impl Folded {
-    fn assert_shape(&self, rows: usize, cols: usize) {
+    /// The vector, borrowed.
+    pub fn view(&self) -> View<'_> {
+        match self {
+            Self::Dense(a) => View::Dense(a),
+            Self::RankOne { outer, inner } => View::RankOne { outer, inner },
+        }
+    }
+}
+
+/// A transposed check vector or a band of its rows, borrowed.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub enum View<'a> {
+    /// As [`Folded::Dense`].
+    Dense(&'a [u32]),
+    /// As [`Folded::RankOne`].
+    RankOne {
+        /// One word a row.
+        outer: &'a [u32],
+        /// One word a column.
+        inner: &'a [u32],
+    },
+}
+
+impl View<'_> {
+    /// The same for some rows of an input of `cols` columns.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[must_use]
+    pub fn rows(self, rows: Range<usize>, cols: usize) -> Self {
+        match self {
+            Self::Dense(a) => View::Dense(&a[rows.start * cols..rows.end * cols]),
+            Self::RankOne { outer, inner } => View::RankOne {
+                outer: &outer[rows],
+                inner,
+            },
+        }
+    }
+
+    fn assert_shape(self, rows: usize, cols: usize) {
         let fits = match self {
             Self::Dense(a) => a.len() == rows * cols,
             Self::RankOne { outer, inner } => outer.len() == rows && inner.len() == cols,
         };
         assert!(fits, "check vector and activations have different shapes");
+    }
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dense(_) => "Dense(..)",
+            Self::RankOne { .. } => "RankOne(..)",
+        })
     }
 }
 
@@ -119,7 +169,7 @@ pub fn hide(
     acts: &Activations<'_>,
     mask: Option<&Stream<'_>>,
     first: u64,
-    folds: &[&Folded],
+    folds: &[View<'_>],
     out: &mut [u32],
     dots: &mut [Fp],
 ) {
@@ -135,7 +185,7 @@ pub fn hide_with(
     acts: &Activations<'_>,
     mask: Option<&Stream<'_>>,
     first: u64,
-    folds: &[&Folded],
+    folds: &[View<'_>],
     out: &mut [u32],
     dots: &mut [Fp],
 ) {
@@ -191,7 +241,7 @@ struct Hide<'a> {
     acts: &'a Activations<'a>,
     mask: Option<&'a Stream<'a>>,
     first: u64,
-    folds: &'a [&'a Folded],
+    folds: &'a [View<'a>],
     out: &'a mut [u32],
     dots: &'a mut [Fp],
 }
@@ -220,9 +270,9 @@ impl Pass for Hide<'_> {
                 let q = Fp::from_signed(quantise_one(acts.x[at], inverse, acts.bound).into());
                 out[at] = (q + Fp::from_u64(out[at].into())).word();
                 for (dot, fold) in dots.iter_mut().zip(folds) {
-                    let a = match fold {
-                        Folded::Dense(a) => u64::from(a[at]),
-                        Folded::RankOne { outer, inner } => {
+                    let a = match *fold {
+                        View::Dense(a) => u64::from(a[at]),
+                        View::RankOne { outer, inner } => {
                             u64::from(outer[row]) * u64::from(inner[col])
                         }
                     };
@@ -275,9 +325,9 @@ impl Pass for Hide<'_> {
                 }
             }
             for (sum, fold) in sums.iter_mut().zip(folds) {
-                let tile_sum = match fold {
-                    Folded::Dense(a) => dot(v, q, &a[start..start + len]),
-                    Folded::RankOne { outer, inner } => {
+                let tile_sum = match *fold {
+                    View::Dense(a) => dot(v, q, &a[start..start + len]),
+                    View::RankOne { outer, inner } => {
                         let outer = &outer[tile.row..tile.row + tile.rows];
                         let inner = &inner[tile.col..tile.col + tile.cols];
                         let mut rows = v.zero_acc();
@@ -294,9 +344,9 @@ impl Pass for Hide<'_> {
         for (dot, sum) in dots.iter_mut().zip(sums) {
             *dot = Fp::from_u64(v.sum_w(sum));
         }
-        steps[..used].zeroize();
+        erase(&mut steps[..used]);
         if mask.is_some() {
-            pads[..Stream::room(used)].zeroize();
+            erase(&mut pads[..Stream::room(used)]);
         }
     }
 }
@@ -471,7 +521,7 @@ impl Iterator for Tiles {
 
 #[cfg(test)]
 mod tests {
-    use super::{Activations, Folded, hide, hide_with, quantise_with};
+    use super::{Activations, Folded, View, hide, hide_with, quantise_with};
     use crate::WrongLength;
     use crate::field::{Fp, P};
     use crate::fixed::Bound;
@@ -511,10 +561,10 @@ mod tests {
     }
 
     /// ⟨a, q⟩ in wide integers.
-    fn wide_dot(fold: &Folded, q: &[i32], cols: usize) -> Fp {
+    fn wide_dot(fold: View<'_>, q: &[i32], cols: usize) -> Fp {
         let a = |at: usize| match fold {
-            Folded::Dense(a) => i128::from(a[at]),
-            Folded::RankOne { outer, inner } => {
+            View::Dense(a) => i128::from(a[at]),
+            View::RankOne { outer, inner } => {
                 i128::from(outer[at / cols]) * i128::from(inner[at % cols])
             }
         };
@@ -542,7 +592,7 @@ mod tests {
                 (*first, *last) = (f32::NAN, f32::INFINITY);
             }
             let folds = folds(rows, cols, &mut random);
-            let folds: Vec<&Folded> = folds.iter().collect();
+            let folds: Vec<View<'_>> = folds.iter().map(Folded::view).collect();
             let per_row = random.floats(rows).iter().map(|x| x * 5000.0).collect();
             let bound = Bound::new(2000).unwrap();
             for inverse in [vec![3000.0], per_row] {
@@ -568,7 +618,7 @@ mod tests {
                             hide_with(isa, &acts, mask, first, folds, &mut out, &mut dots);
                             assert!(out == expected, "{} {rows}x{cols} {first}", isa.name());
                             for (dot, fold) in dots.iter().zip(folds) {
-                                let wide = wide_dot(fold, &q, cols);
+                                let wide = wide_dot(*fold, &q, cols);
                                 assert_eq!(*dot, wide, "{} {rows}x{cols} {fold:?}", isa.name());
                             }
                         }
@@ -612,8 +662,9 @@ mod tests {
                         inner: vec![P / 2; cols],
                     },
                 ];
-                let folds: Vec<&Folded> = folds.iter().collect();
-                let expected: Vec<Fp> = folds.iter().map(|fold| wide_dot(fold, &q, cols)).collect();
+                let folds: Vec<View<'_>> = folds.iter().map(Folded::view).collect();
+                let expected: Vec<Fp> =
+                    folds.iter().map(|fold| wide_dot(*fold, &q, cols)).collect();
                 for isa in Isa::available() {
                     let (mut out, mut dots) = (vec![0; len], vec![Fp::ZERO; folds.len()]);
                     hide_with(isa, &acts, None, 0, &folds, &mut out, &mut dots);
@@ -678,7 +729,7 @@ mod tests {
             outer: vec![0; 2],
             inner: vec![0; 4],
         };
-        hide(&acts, None, 0, &[&fold], &mut [0; 8], &mut [Fp::ZERO]);
+        hide(&acts, None, 0, &[fold.view()], &mut [0; 8], &mut [Fp::ZERO]);
     }
 
     #[test]

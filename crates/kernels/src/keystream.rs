@@ -17,6 +17,10 @@
 //! Source: AES is FIPS 197, counter mode is NIST SP 800-38A §6.5.
 #![forbid(unsafe_code)]
 
+mod seal;
+
+pub use seal::NotCanonical;
+
 use core::fmt;
 
 use aes::Aes256Enc;
@@ -48,6 +52,8 @@ pub enum Purpose {
     Space = 2,
     /// The factor of a check vector over channels.
     Channel = 3,
+    /// What seals stored answers to pads.
+    UnmaskPad = 4,
 }
 
 /// The words of one ticket, upload and purpose.
@@ -477,6 +483,7 @@ mod tests {
             key.stream(0, 1, Purpose::Mask),
             key.stream(0, 0, Purpose::Space),
             key.stream(0, 0, Purpose::Channel),
+            key.stream(0, 0, Purpose::UnmaskPad),
         ];
         let firsts = streams.map(|stream| {
             let mut words = [0; 4];

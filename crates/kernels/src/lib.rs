@@ -14,6 +14,7 @@
 //! - [`activation`]: the functions that follow a layer;
 //! - [`check`]: what equal sums prove;
 //! - [`linear`]: exact convolutions and matrix products, and their transposes;
+//! - [`local`]: float operators that stay on the trusted side;
 //! - [`isa`]: which instruction sets may be used, as unforgeable tokens.
 #![deny(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod hide;
 pub mod isa;
 pub mod keystream;
 pub mod linear;
+pub mod local;
 pub mod reveal;
 #[cfg(test)]
 mod testing;
@@ -66,3 +68,13 @@ impl fmt::Display for WrongLength {
 }
 
 impl core::error::Error for WrongLength {}
+
+/// Overwrites secret words with zeros at the speed of memory.
+///
+/// What is overwritten counts as read afterwards, which keeps compilers from dropping the writes
+/// (as far as [`core::hint::black_box`] does); writes that are each kept apart cost as much as a
+/// pass of the arithmetic.
+pub fn erase(words: &mut [u32]) {
+    words.fill(0);
+    core::hint::black_box(words);
+}

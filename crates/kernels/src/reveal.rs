@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
+use core::ops::Range;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -80,6 +81,43 @@ pub struct RankOne {
 impl fmt::Debug for RankOne {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RankOne(..)")
+    }
+}
+
+impl RankOne {
+    /// The vector, borrowed.
+    pub fn factors(&self) -> Factors<'_> {
+        Factors {
+            outer: &self.outer,
+            inner: &self.inner,
+        }
+    }
+}
+
+/// A check vector or a band of its rows, borrowed.
+#[derive(Clone, Copy)]
+pub struct Factors<'a> {
+    outer: &'a [u32],
+    inner: &'a [u32],
+}
+
+impl Factors<'_> {
+    /// The same for some rows of the answer.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[must_use]
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        Self {
+            outer: &self.outer[rows],
+            inner: self.inner,
+        }
+    }
+}
+
+impl fmt::Debug for Factors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Factors(..)")
     }
 }
 
@@ -178,7 +216,7 @@ pub struct Revealed {
 /// If lengths disagree: all but the claim's, which its constructor checks, are settled when a plan is made.
 pub fn reveal(
     claim: &Claim<'_>,
-    v: &[&RankOne],
+    v: &[Factors<'_>],
     epilogue: &Epilogue<'_>,
     out: &mut [f32],
     row_max: &mut [MaxAbs],
@@ -193,7 +231,7 @@ pub fn reveal(
 pub fn reveal_with(
     isa: Isa,
     claim: &Claim<'_>,
-    v: &[&RankOne],
+    v: &[Factors<'_>],
     epilogue: &Epilogue<'_>,
     out: &mut [f32],
     row_max: &mut [MaxAbs],
@@ -225,7 +263,7 @@ pub fn reveal_with(
 ///
 /// # Panics
 /// If the lengths of `v` disagree with the claim's.
-pub fn check_sums(claim: &Claim<'_>, v: &[&RankOne]) -> Revealed {
+pub fn check_sums(claim: &Claim<'_>, v: &[Factors<'_>]) -> Revealed {
     check_sums_with(Isa::best(), claim, v)
 }
 
@@ -233,11 +271,11 @@ pub fn check_sums(claim: &Claim<'_>, v: &[&RankOne]) -> Revealed {
 ///
 /// # Panics
 /// As [`check_sums`] does.
-pub fn check_sums_with(isa: Isa, claim: &Claim<'_>, v: &[&RankOne]) -> Revealed {
+pub fn check_sums_with(isa: Isa, claim: &Claim<'_>, v: &[Factors<'_>]) -> Revealed {
     run(isa, claim, v, None)
 }
 
-fn run(isa: Isa, claim: &Claim<'_>, v: &[&RankOne], finish: Option<Finish<'_>>) -> Revealed {
+fn run(isa: Isa, claim: &Claim<'_>, v: &[Factors<'_>], finish: Option<Finish<'_>>) -> Revealed {
     for v in v {
         let fits = v.outer.len() == claim.rows && v.inner.len() == claim.cols;
         assert!(fits, "check vector and claim have different shapes");
@@ -264,7 +302,7 @@ struct Finish<'a> {
 /// Returns the largest word of the claim.
 struct Reveal<'a> {
     claim: &'a Claim<'a>,
-    v: &'a [&'a RankOne],
+    v: &'a [Factors<'a>],
     finish: Option<Finish<'a>>,
     dots: &'a mut [Fp],
 }
@@ -356,7 +394,7 @@ impl Epilogue<'_> {
 fn finished<V: Vector, const N: usize>(
     v: V,
     claim: &Claim<'_>,
-    vectors: [&RankOne; N],
+    vectors: [Factors<'_>; N],
     finish: Finish<'_>,
     dots: &mut [Fp],
 ) -> u32 {
@@ -370,7 +408,7 @@ fn finished<V: Vector, const N: usize>(
 
 /// The sums for at most two vectors, and nothing else.
 #[inline(always)]
-fn sums<V: Vector>(v: V, claim: &Claim<'_>, vectors: &[&RankOne], dots: &mut [Fp]) -> u32 {
+fn sums<V: Vector>(v: V, claim: &Claim<'_>, vectors: &[Factors<'_>], dots: &mut [Fp]) -> u32 {
     let epilogue = &Epilogue::default();
     let none = Finish {
         epilogue,
@@ -402,7 +440,7 @@ const APART: u8 = 2;
 fn rows<V: Vector, const N: usize, const MODE: u8>(
     v: V,
     claim: &Claim<'_>,
-    vectors: [&RankOne; N],
+    vectors: [Factors<'_>; N],
     finish: Finish<'_>,
     dots: &mut [Fp],
 ) -> u32 {
@@ -628,13 +666,13 @@ fn magnitude<V: Vector, const PART: bool>(v: V, x: V::F, len: usize) -> V::I {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bias, Claim, Epilogue, RankOne, Revealed, check_sums_with, reveal_with};
+    use super::{Bias, Claim, Epilogue, Factors, RankOne, Revealed, check_sums_with, reveal_with};
     use crate::WrongLength;
     use crate::activation::Activation;
     use crate::check::agree;
     use crate::field::{Fp, HALF, P};
     use crate::fixed::{Bound, MaxAbs};
-    use crate::hide::{Activations, Folded, hide_with};
+    use crate::hide::{Activations, Folded, View, hide_with};
     use crate::isa::Isa;
     use crate::keystream::{Key, Purpose};
     use crate::testing::{LENGTHS, Random};
@@ -665,7 +703,7 @@ mod tests {
     fn run(
         isa: Isa,
         claim: &Claim<'_>,
-        v: &[&RankOne],
+        v: &[Factors<'_>],
         epilogue: &Epilogue<'_>,
         maxima: usize,
     ) -> (Revealed, Vec<u32>, Vec<MaxAbs>) {
@@ -711,7 +749,7 @@ mod tests {
             );
             let small: Vec<f32> = by_row.iter().map(|x| x * 1e-8).collect();
             let v = vectors(5, rows, cols, &mut random);
-            let v: Vec<&RankOne> = v.iter().collect();
+            let v: Vec<Factors<'_>> = v.iter().map(RankOne::factors).collect();
             let (pre, post) = (activations[case % 10], activations[(case / 2) % 10]);
             let epilogues = [
                 Epilogue::default(),
@@ -766,8 +804,9 @@ mod tests {
                 outer: v.outer.clone(),
                 inner: v.inner.clone(),
             });
-            let (folds, v): (Vec<Folded>, Vec<&RankOne>) = (folds.collect(), v.iter().collect());
-            let folds: Vec<&Folded> = folds.iter().collect();
+            let folds: Vec<Folded> = folds.collect();
+            let folds: Vec<View<'_>> = folds.iter().map(Folded::view).collect();
+            let v: Vec<Factors<'_>> = v.iter().map(RankOne::factors).collect();
             let mask = key.stream(1, 1, Purpose::Mask);
             let mut u = vec![0; x.len()];
             mask.fill(0, &mut u);
@@ -820,7 +859,7 @@ mod tests {
                         words[at] = bad;
                         let u = random.words(len);
                         let v = vectors(2, 1, len, &mut random);
-                        let v: Vec<&RankOne> = v.iter().collect();
+                        let v: Vec<Factors<'_>> = v.iter().map(RankOne::factors).collect();
                         let claim = Claim::new(&words, Some(&u), 1, len).unwrap();
                         let epilogue = Epilogue::default();
                         let got = run(isa, &claim, &v, &epilogue, 1);
@@ -845,7 +884,7 @@ mod tests {
             let claim = Claim::new(&words, None, rows, cols).unwrap();
             let minus = -Fp::from_u64((rows * cols) as u64);
             for isa in Isa::available() {
-                let revealed = check_sums_with(isa, &claim, &[&v, &v, &v]);
+                let revealed = check_sums_with(isa, &claim, &[v.factors(); 3]);
                 assert_eq!(revealed.dots, [minus; 3], "{} {rows}x{cols}", isa.name());
             }
         }

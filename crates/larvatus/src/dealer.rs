@@ -26,6 +26,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{self, CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::Words;
 
 use crate::error::{DealError, DealerFailed, DealerMisbehaved};
 use crate::plan::Plan;
@@ -263,7 +264,7 @@ impl Dealing {
     }
 
     /// Takes the u of one round; a set whose last it is becomes ready.
-    fn answer(&mut self, call: u64, words: Vec<u32>) -> Result<(), DealError> {
+    fn answer(&mut self, call: u64, words: Words) -> Result<(), DealError> {
         let made = self.next_call;
         let Some(Asked { number, round, .. }) = self.calls.remove(&call) else {
             return Err(match call < made {

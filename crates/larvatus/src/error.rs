@@ -386,10 +386,119 @@ pub enum SupplyError {
     },
 }
 
+/// Why a store of tickets, or one of its tickets, is not used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no store.
+    #[error("there is no store of tickets")]
+    NoStore,
+    /// There is a store already.
+    #[error("there is a store of tickets already")]
+    Exists,
+    /// The mark does not open.
+    #[error("the store's mark does not open: it is damaged or altered, or the key is another one")]
+    Mark,
+    /// The tickets are of another plan or other weights.
+    #[error(transparent)]
+    Supply(#[from] SupplyError),
+    /// The storage is older than the counter.
+    #[error(
+        "the store was rolled back: its mark is at ticket {mark}, the counter at {counter}; no ticket of it can be used"
+    )]
+    RolledBack {
+        /// Where the mark stands.
+        mark: u64,
+        /// Where the counter stands.
+        counter: u64,
+    },
+    /// The policy does not accept what the store assumes.
+    #[error(
+        "the store assumes that {assumes}, and the policy refuses that (rollback = \"refused\")"
+    )]
+    Refused {
+        /// What is assumed.
+        assumes: &'static str,
+    },
+    /// The plan hides nothing, so it has no tickets.
+    #[error("this plan hides nothing, so it needs no tickets")]
+    NothingHidden,
+    /// A file's name has a number that no ticket of this store can have.
+    #[error("a file for ticket {number} in a store of at most {most} tickets from {first} on")]
+    Number {
+        /// The number named.
+        number: u64,
+        /// The first unreserved ticket.
+        first: u64,
+        /// Most tickets of a store.
+        most: u64,
+    },
+    /// A ticket's file is gone.
+    #[error("ticket {number}: its file is gone")]
+    Missing {
+        /// Which ticket.
+        number: u64,
+    },
+    /// A ticket's header does not open.
+    #[error(
+        "ticket {number}: its header does not open; it is damaged, altered or of another store"
+    )]
+    Header {
+        /// Which ticket.
+        number: u64,
+    },
+    /// A ticket's file ends early.
+    #[error("ticket {number}: its file is cut off")]
+    Truncated {
+        /// Which ticket.
+        number: u64,
+    },
+    /// A ticket's file goes on after its words.
+    #[error("ticket {number}: its file is too long")]
+    TooLong {
+        /// Which ticket.
+        number: u64,
+    },
+    /// A ticket has a word that encodes no field element.
+    #[error("ticket {number}: it holds a word of p or more")]
+    NotCanonical {
+        /// Which ticket.
+        number: u64,
+    },
+    /// The storage cannot be read.
+    #[error("the store cannot be read: {source}")]
+    Read {
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The storage cannot be written.
+    #[error("the store's file {name} cannot be written: {source}")]
+    Write {
+        /// Which file.
+        name: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The counter does not answer.
+    #[error("the store's counter does not answer: {source}")]
+    Counter {
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
 /// Why an input is refused before anything is sent.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
+    /// The session has begun as many inferences as its bound on lies holds for.
+    #[error(
+        "the session has begun the {lifetime} inferences that its policy states; begin another session"
+    )]
+    LifetimeOver {
+        /// Inferences that the policy states.
+        lifetime: u64,
+    },
     /// Another number of inputs than the model has.
     #[error("{got} inputs given, the model has {expected}: {names:?}")]
     Count {

@@ -1,6 +1,6 @@
 //! One inference: the tensors that are alive and the round it stands at.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use larvatus_kernels::fixed::MaxAbs;
@@ -13,6 +13,7 @@ use crate::model::linear::floats;
 use crate::model::rounds::{Segment, Slot};
 use crate::model::{ModelError, engine, guarded};
 use crate::plan::{Plan, PlannedRound, Upload};
+use crate::pool::{Floats, Pool};
 use crate::tensor::check_inputs;
 
 /// What an inference needs next.
@@ -27,33 +28,53 @@ pub(crate) enum Next {
 pub(crate) struct Inference {
     plan: Arc<Plan>,
     values: Vec<Option<Value>>,
+    /// Where opened answers lie.
+    pool: Pool,
     round: usize,
     /// What went wrong first; from there on zeros were sent.
     failed: Option<InferError>,
 }
 
 /// The elements of an upload in the layer's order, and their magnitudes where they are known.
-pub(crate) type Outgoing<'a> = (Cow<'a, [f32]>, Option<Vec<MaxAbs>>);
+pub(crate) type Outgoing<'a> = (Elements<'a>, Option<Vec<MaxAbs>>);
 
-/// A tensor and what the pass that wrote it learnt of its magnitudes: `maxima[i]` is that of the
-/// `i`-th of equal runs of elements.
-struct Value {
-    tensor: Arc<Tensor>,
-    maxima: Vec<MaxAbs>,
+/// Elements as they lie, or reordered.
+pub(crate) enum Elements<'a> {
+    Borrowed(&'a [f32]),
+    Reordered(Floats),
 }
 
-impl From<Arc<Tensor>> for Value {
-    fn from(tensor: Arc<Tensor>) -> Self {
-        Self {
-            tensor,
-            maxima: Vec::new(),
+impl Deref for Elements<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Borrowed(elements) => elements,
+            Self::Reordered(elements) => elements,
         }
     }
 }
 
+/// A tensor that is alive.
+enum Value {
+    /// The graph engine's own.
+    Tensor(Arc<Tensor>),
+    /// An opened answer of a layer. `maxima[i]` is the largest magnitude of the `i`-th of equal
+    /// runs of elements.
+    Opened {
+        layer: LayerId,
+        values: Floats,
+        maxima: Vec<MaxAbs>,
+    },
+}
+
 impl Inference {
     /// Takes the inputs, if the plan was made for them.
-    pub(crate) fn new(plan: Arc<Plan>, inputs: Vec<Tensor>) -> Result<Self, InputError> {
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        inputs: Vec<Tensor>,
+        pool: Pool,
+    ) -> Result<Self, InputError> {
         check_inputs(plan.inputs(), &inputs)?;
         let mut values: Vec<Option<Value>> = Vec::new();
         values.resize_with(plan.cut().slots, || None);
@@ -69,11 +90,12 @@ impl Inference {
             .copied()
             .zip(inputs.into_iter().map(Arc::new));
         for (slot, tensor) in constants.chain(given) {
-            values[slot.0] = Some(tensor.into());
+            values[slot.0] = Some(Value::Tensor(tensor));
         }
         Ok(Self {
             plan,
             values,
+            pool,
             round: 0,
             failed: None,
         })
@@ -98,20 +120,24 @@ impl Inference {
         if let Some(why) = &self.failed {
             return Err(why.clone());
         }
-        let outputs = plan
-            .cut()
-            .outputs
-            .iter()
-            .map(|slot| Ok(Arc::clone(&self.value(*slot)?.tensor)));
+        let outputs = plan.cut().outputs.iter().map(|slot| self.tensor(*slot));
         Ok(Next::Done(outputs.collect::<Result<_, InferError>>()?))
     }
 
+    /// The local work that [`advance`](Self::advance) does next.
+    pub(crate) fn segment(&self) -> Option<&Segment> {
+        self.plan.cut().segments.get(self.round)?.as_ref()
+    }
+
+    /// What a segment reads.
+    pub(crate) fn inputs_of(&self, segment: &Segment) -> Result<Vec<Arc<Tensor>>, InferError> {
+        let inputs = segment.inputs.iter();
+        inputs.map(|slot| self.tensor(*slot)).collect()
+    }
+
     fn run(&mut self, segment: &Segment) -> Result<(), InferError> {
-        let inputs = segment
-            .inputs
-            .iter()
-            .map(|slot| Ok(Arc::clone(&self.value(*slot)?.tensor).into_tvalue()))
-            .collect::<Result<_, InferError>>()?;
+        let inputs = self.inputs_of(segment)?.into_iter();
+        let inputs = inputs.map(IntoTValue::into_tvalue).collect();
         let outputs = guarded(|| segment.plan.run(inputs).map_err(|err| engine(&err))).map_err(
             |err: ModelError| InferError::Local {
                 message: err.to_string(),
@@ -120,7 +146,7 @@ impl Inference {
         for (slot, output) in segment.outputs.iter().zip(outputs) {
             self.values[slot.0] = output
                 .as_arc_tensor()
-                .map(|tensor| Value::from(Arc::clone(tensor)));
+                .map(|tensor| Value::Tensor(Arc::clone(tensor)));
         }
         Ok(())
     }
@@ -134,7 +160,7 @@ impl Inference {
                 let shape = fact.shape.as_concrete()?;
                 Tensor::zero_dt(fact.datum_type, shape).ok()
             });
-            self.values[slot.0] = zeros.map(|zeros| Value::from(Arc::new(zeros)));
+            self.values[slot.0] = zeros.map(|zeros| Value::Tensor(Arc::new(zeros)));
         }
     }
 
@@ -145,6 +171,19 @@ impl Inference {
             .ok_or_else(|| InferError::Local {
                 message: "a tensor is wanted that was never made".to_owned(),
             })
+    }
+
+    /// A tensor as the graph engine takes it; an opened answer is copied.
+    fn tensor(&self, slot: Slot) -> Result<Arc<Tensor>, InferError> {
+        let (layer, values) = match self.value(slot)? {
+            Value::Tensor(tensor) => return Ok(Arc::clone(tensor)),
+            Value::Opened { layer, values, .. } => (layer, values),
+        };
+        let shape = &self.plan.layers()[layer.index()].placed.tail.shape;
+        let tensor = Tensor::from_shape(shape, values).map_err(|err| InferError::Local {
+            message: err.to_string(),
+        })?;
+        Ok(Arc::new(tensor))
     }
 
     /// Drops the tensors that nobody reads after this step.
@@ -158,7 +197,6 @@ impl Inference {
 
     /// The elements of an upload in the layer's order, and their magnitudes where known.
     pub(crate) fn activation(&self, upload: &Upload) -> Result<Outgoing<'_>, InferError> {
-        let value = self.value(upload.slot)?;
         let elements = self.floats(upload.slot)?;
         if elements.len() != upload.words() {
             return Err(InferError::Local {
@@ -170,19 +208,31 @@ impl Inference {
             });
         }
         let Some(order) = &upload.order else {
-            let maxima = regroup(&value.maxima, upload.images * upload.scales());
-            return Ok((Cow::Borrowed(elements), maxima));
+            let maxima = match self.value(upload.slot)? {
+                Value::Tensor(_) => None,
+                Value::Opened { maxima, .. } => regroup(maxima, upload.images * upload.scales()),
+            };
+            return Ok((Elements::Borrowed(elements), maxima));
         };
-        let mut ordered = vec![0.0; elements.len()];
+        let mut ordered = self.pool.take(elements.len());
         order.apply(elements, &mut ordered);
-        Ok((Cow::Owned(ordered), None))
+        Ok((Elements::Reordered(ordered), None))
     }
 
     /// The elements of a tensor.
     pub(crate) fn floats(&self, slot: Slot) -> Result<&[f32], InferError> {
-        floats(&self.value(slot)?.tensor).ok_or_else(|| InferError::Local {
+        match self.value(slot)? {
+            Value::Tensor(tensor) => floats(tensor),
+            Value::Opened { values, .. } => Some(&**values),
+        }
+        .ok_or_else(|| InferError::Local {
             message: "a tensor that is not f32".to_owned(),
         })
+    }
+
+    /// Where opened answers lie.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Notes that a value on its way to `layer` was not finite.
@@ -205,20 +255,19 @@ impl Inference {
         for ((id, _), answer) in round.calls.iter().zip(answers) {
             let layer = &plan.layers()[id.index()];
             let (values, maxima) = answer.into_parts();
-            let local = |message: String| InferError::Local { message };
-            let (elements, maxima) = match &layer.placed.linear.output_order {
+            let (values, maxima) = match &layer.placed.linear.output_order {
                 None => (values, maxima),
                 Some(order) => {
-                    let mut ordered = vec![0.0; values.len()];
+                    let mut ordered = self.pool.take(values.len());
                     order.apply(&values, &mut ordered);
                     (ordered, Vec::new())
                 }
             };
-            let tensor = tract_onnx::prelude::tract_ndarray::Array::from_vec(elements)
-                .into_shape_with_order(&layer.placed.tail.shape[..])
-                .map_err(|err| local(err.to_string()))?;
-            let tensor = Arc::new(Tensor::from(tensor));
-            self.values[layer.placed.output.0] = Some(Value { tensor, maxima });
+            self.values[layer.placed.output.0] = Some(Value::Opened {
+                layer: *id,
+                values,
+                maxima,
+            });
         }
         self.forget(2 * self.round + 1);
         self.round += 1;

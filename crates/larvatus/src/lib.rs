@@ -8,6 +8,7 @@
 //! * [`plan`]: what is done about it, layer by layer, with guarantees that are computed,
 //! * [`secret`]: entropy, one-time tickets, check vectors,
 //! * [`dealer`]: tickets from a second machine that works for this one,
+//! * [`store`]: tickets made ahead and kept on a disk that is not trusted to keep quiet,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
 //! * [`exact`]: the same network, all of it here,
 //! * [`error`]: what can go wrong, split by whose fault it is.
@@ -49,7 +50,9 @@ mod inference;
 pub mod model;
 pub mod plan;
 pub mod policy;
+mod pool;
 mod quantise;
 pub mod secret;
 pub mod session;
+pub mod store;
 pub mod tensor;

@@ -49,6 +49,15 @@ pub enum Offload {
     Paying,
 }
 
+/// Whether stored tickets may rest on a storage that its host could roll back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rollback {
+    /// It is assumed not to, and said so.
+    Assumed,
+    /// No: a store needs a counter that nobody rolls back.
+    Refused,
+}
+
 /// What the owner demands of a plan. The default demands privacy and integrity; only
 /// [`danger`](Self::danger) gives one up.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +70,8 @@ pub struct Policy {
     pub offload: Offload,
     /// Inferences over which the error bound must hold.
     pub lifetime: u64,
+    /// Of stored tickets.
+    pub rollback: Rollback,
     /// Layers that never leave, by name.
     pub keep: Vec<String>,
 }
@@ -73,6 +84,7 @@ impl Default for Policy {
             weights: WeightBits::Int8,
             offload: Offload::All,
             lifetime: 1_000_000,
+            rollback: Rollback::Assumed,
             keep: Vec::new(),
         }
     }
@@ -151,6 +163,8 @@ struct File {
     #[serde(default)]
     offload: OffloadWord,
     #[serde(default)]
+    rollback: RollbackWord,
+    #[serde(default)]
     keep: Vec<String>,
     #[serde(default)]
     danger: Vec<DangerWord>,
@@ -178,6 +192,14 @@ enum OffloadWord {
     #[default]
     All,
     Paying,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum RollbackWord {
+    #[default]
+    Assumed,
+    Refused,
 }
 
 #[derive(Deserialize, PartialEq)]
@@ -214,7 +236,8 @@ impl Policy {
     /// Reads a policy file.
     ///
     /// Keys, all optional: `input-privacy = "perfect" | "none"`, `soundness-bits`, `lifetime`,
-    /// `weights = "int8" | "wide"`, `offload = "all" | "paying"`, `keep = ["layer", …]`,
+    /// `weights = "int8" | "wide"`, `offload = "all" | "paying"`,
+    /// `rollback = "assumed" | "refused"`, `keep = ["layer", …]`,
     /// `danger = ["clear-input", "unverified"]`.
     ///
     /// # Errors
@@ -265,6 +288,10 @@ impl Policy {
                 OffloadWord::Paying => Offload::Paying,
             },
             lifetime: file.lifetime.max(1),
+            rollback: match file.rollback {
+                RollbackWord::Assumed => Rollback::Assumed,
+                RollbackWord::Refused => Rollback::Refused,
+            },
             keep: file.keep,
         })
     }

@@ -8,9 +8,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use larvatus_kernels::erase;
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose, Stream};
-use larvatus_kernels::linear::{Adjoint, adjoint};
+use larvatus_kernels::linear::{Adjoint, adjoint, wipe};
 use larvatus_kernels::reveal::RankOne;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
@@ -19,7 +20,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use crate::error::SupplyError;
 use crate::plan::{Layer, Plan};
 
-/// Fresh randomness for one session: 32 bytes that were never used and never will be again.
+/// Fresh randomness for one session, one dealing, one store or one stored ticket: 32 bytes that were never used
+/// and never will be again.
 ///
 /// Not `Clone`, no `Debug`: using it twice would repeat every pad.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -34,6 +36,11 @@ impl Entropy {
     fn derive(&self, label: &str, plan: &Plan) -> Zeroizing<[u8; 32]> {
         derive(label, &[&self.0, &plan.digest().0])
     }
+
+    /// A key that is bound to no plan.
+    pub(crate) fn derive_alone(&self, label: &str) -> Zeroizing<[u8; 32]> {
+        derive(label, &[&self.0])
+    }
 }
 
 const MASKS: &str = "larvatus 2026 session key v2: masks";
@@ -43,7 +50,7 @@ const DEALT_MASKS: &str = "larvatus 2026 dealing key v1: masks";
 const DEALT_CHECKS: &str = "larvatus 2026 dealing key v1: check vectors";
 
 /// One-way derivation; `parts` have fixed lengths under each label.
-fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+pub(crate) fn derive(label: &str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     let mut hasher = blake3::Hasher::new_derive_key(label);
     for part in parts {
         hasher.update(part);
@@ -135,8 +142,13 @@ pub(crate) struct RoundSecrets {
 }
 
 /// `u = L(r)` of one call, cleared when dropped.
-#[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Unmask(pub(crate) Vec<u32>);
+
+impl Drop for Unmask {
+    fn drop(&mut self) {
+        erase(&mut self.0);
+    }
+}
 
 /// The secrets of one inference of one plan: the tickets of its uploads and what opens its answers.
 ///
@@ -304,6 +316,8 @@ pub(crate) fn unmasks(plan: &Plan, number: u64, seed: &Seed) -> Vec<Unmask> {
         }
         all.extend(unmasks.into_iter().flatten());
     }
+    // The pads went through the buffers of the threads that computed u.
+    wipe();
     all
 }
 

@@ -18,13 +18,14 @@ use std::time::Duration;
 use larvatus_proto::VERSION;
 use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_CALLS, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
+use larvatus_proto::words::{Memory, Words};
 
 use crate::error::{InferError, InputError, SupplyError, WorkerFailed, WorkerMisbehaved};
 use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::secret::{Checks, Entropy, Identity, Origin, Provisioner, TicketSet};
 use crate::tensor::Tensor;
-use flight::Flight;
+use flight::{Desk, Flight};
 
 /// How a session behaves; every field has a default that suits a worker on the same network.
 #[derive(Clone, Debug)]
@@ -90,6 +91,9 @@ pub struct Session {
     flights: BTreeMap<InferenceId, Flight>,
     /// Which inference a call belongs to.
     calls: BTreeMap<u64, InferenceId>,
+    desk: Desk,
+    /// Words of the largest answer of the plan.
+    largest_answer: usize,
     next_call: u64,
     next_inference: u64,
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
@@ -145,6 +149,12 @@ impl Session {
             Hiding::Field => Some(Provisioner::new(&entropy, &plan)),
             Hiding::Clear => None,
         };
+        let program = plan.worker_model().program();
+        let answers = program.rounds().iter();
+        let largest_answer = answers
+            .map(|round| program.answer_words(round))
+            .max()
+            .unwrap_or(0);
         let checks = Checks::new(&entropy, &plan);
         Self {
             plan,
@@ -158,6 +168,8 @@ impl Session {
             waiting: VecDeque::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
+            desk: Desk::new(),
+            largest_answer,
             next_call: 0,
             next_inference: 0,
             finished: VecDeque::new(),
@@ -209,9 +221,14 @@ impl Session {
     /// reason for which the session did.
     ///
     /// # Errors
-    /// [`InputError`] where they are not what the plan was made for; nothing is sent.
+    /// [`InputError`] where they are not what the plan was made for, or where answers are checked and
+    /// this session has begun as many inferences as its policy's lifetime; nothing is sent.
     pub fn begin(&mut self, inputs: Vec<Tensor>, now: Now) -> Result<InferenceId, InputError> {
         crate::tensor::check_inputs(self.plan.inputs(), &inputs)?;
+        let lifetime = self.plan.policy().lifetime;
+        if self.plan.repetitions() > 0 && self.next_inference >= lifetime {
+            return Err(InputError::LifetimeOver { lifetime });
+        }
         let id = InferenceId(self.next_inference);
         self.next_inference += 1;
         let over = match &self.state {
@@ -338,7 +355,7 @@ impl Session {
                 self.provision(1);
             }
             let tickets = self.tickets.pop_front();
-            match Flight::new(&self.plan, inputs, tickets, begun) {
+            match Flight::new(&self.plan, inputs, tickets, &self.desk, begun) {
                 Ok(flight) => {
                     self.flights.insert(id, flight);
                     self.advance(id, now);
@@ -359,7 +376,8 @@ impl Session {
         };
         let call = self.next_call;
         let keep_request = self.settings.retry_after.is_some();
-        match flight.advance(call, &self.checks, keep_request, now) {
+        let desk = &mut self.desk;
+        match flight.advance(call, &self.checks, keep_request, desk, now) {
             Ok(flight::Progress::Request(frame)) => {
                 self.next_call += 1;
                 self.calls.insert(call, id);
@@ -475,7 +493,7 @@ impl Session {
         Ok(())
     }
 
-    fn answer(&mut self, call: u64, words: Vec<u32>, now: Now) -> Result<(), InferError> {
+    fn answer(&mut self, call: u64, words: Words, now: Now) -> Result<(), InferError> {
         if call >= self.next_call {
             return Err(WorkerMisbehaved::UnknownCall {
                 call,
@@ -489,7 +507,8 @@ impl Session {
         let Some(flight) = self.flights.get_mut(&id) else {
             return Ok(());
         };
-        flight.open(words, &self.checks, now)?;
+        flight.open(&words, &self.checks, &mut self.desk, now)?;
+        drop(words);
         self.advance(id, now);
         self.start_waiting(now);
         Ok(())
@@ -513,14 +532,7 @@ impl Session {
 impl Machine for Session {
     fn limits(&self) -> FrameLimits {
         let words = match &self.state {
-            State::Answers => {
-                let program = self.plan.worker_model().program();
-                let rounds = program.rounds().iter();
-                rounds
-                    .map(|round| program.answer_words(round))
-                    .max()
-                    .unwrap_or(0)
-            }
+            State::Answers => self.largest_answer,
             State::Welcome(_)
             | State::Verdict(_)
             | State::Upload { .. }
@@ -531,6 +543,10 @@ impl Machine for Session {
             head: MAX_HEAD,
             words,
         }
+    }
+
+    fn lend(&mut self, memory: Arc<dyn Memory>) {
+        self.desk.memory = memory;
     }
 
     fn receive(&mut self, frame: Frame, now: Now) {

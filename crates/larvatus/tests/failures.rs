@@ -3,10 +3,10 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use larvatus::error::InferError;
+use larvatus::error::{InferError, InputError};
 use larvatus::model::Model;
 use larvatus::plan::Plan;
-use larvatus::policy::Preset;
+use larvatus::policy::{Policy, Preset};
 use larvatus::secret::Entropy;
 use larvatus::session::{Session, Settings};
 use larvatus::tensor::{Tensor, from_floats};
@@ -19,9 +19,9 @@ const NOW: Duration = Duration::ZERO;
 /// y = table[argmax(x·I)]·W with a table of two rows for four indices.
 const SHORT_TABLE: &[u8] = include_bytes!("../../../testkit/models/short-table.onnx");
 
-fn session() -> Session {
+fn session(policy: &Policy) -> Session {
     let model = Model::load(SHORT_TABLE, &[]).expect("a model");
-    let plan = Plan::new(&model, &Preset::Slalom.policy()).expect("a plan");
+    let plan = Plan::new(&model, policy).expect("a plan");
     assert_eq!(plan.round_trips(), 2);
     Session::new(plan, Entropy::new([7; 32]), Settings::default())
 }
@@ -59,7 +59,7 @@ fn exchange(session: &mut Session) -> Vec<usize> {
 #[test]
 fn a_failure_of_the_engine_that_depends_on_the_input_changes_no_call() {
     for index in 0..4 {
-        let mut session = session();
+        let mut session = session(&Preset::Slalom.policy());
         session.begin(vec![one_hot(index)], NOW).expect("taken");
         assert_eq!(exchange(&mut session), [4, 4], "index {index}");
         let (_, result) = session.poll().expect("over");
@@ -68,5 +68,38 @@ fn a_failure_of_the_engine_that_depends_on_the_input_changes_no_call() {
             Err(InferError::Local { .. }) => assert!(index >= 2),
             Err(other) => panic!("{other}"),
         }
+    }
+}
+
+fn lasting(lifetime: u64) -> Policy {
+    let mut policy = Policy::default();
+    policy.lifetime = lifetime;
+    policy
+}
+
+#[test]
+fn a_checked_session_begins_no_more_inferences_than_its_lifetime() {
+    let mut session = session(&lasting(2));
+    for _ in 0..2 {
+        session.begin(vec![one_hot(0)], NOW).expect("taken");
+    }
+    assert_eq!(exchange(&mut session).len(), 4);
+    for _ in 0..2 {
+        assert!(session.poll().expect("over").1.is_ok());
+    }
+    let refused = session.begin(vec![one_hot(0)], NOW);
+    assert_eq!(refused, Err(InputError::LifetimeOver { lifetime: 2 }));
+    assert_eq!((session.pending(), exchange(&mut session)), (0, vec![]));
+}
+
+#[test]
+fn an_unchecked_session_has_no_bound_to_keep() {
+    let mut session = session(&lasting(1).danger().unverified());
+    for _ in 0..2 {
+        session.begin(vec![one_hot(0)], NOW).expect("taken");
+    }
+    exchange(&mut session);
+    for _ in 0..2 {
+        assert!(session.poll().expect("over").1.is_ok());
     }
 }

@@ -16,6 +16,7 @@ use std::fmt;
 
 use crate::digest::Digest;
 use crate::wire::{DecodeError, Reader, Writer};
+use crate::words::Words;
 
 /// Bytes of a frame's header.
 pub const HEADER: usize = 8;
@@ -43,7 +44,7 @@ pub struct Frame {
     /// Its fields.
     pub head: Vec<u8>,
     /// Its payload.
-    pub words: Vec<u32>,
+    pub words: Words,
 }
 
 /// The largest frame a side accepts at this point of the protocol.
@@ -147,7 +148,7 @@ pub enum Request {
         /// Which round of the program.
         round: u32,
         /// The round's uploads, one after the other.
-        words: Vec<u32>,
+        words: Words,
     },
     /// Asks a dealer for one round of pads.
     Deal {
@@ -201,7 +202,7 @@ pub enum Reply {
         /// Number of the call.
         call: u64,
         /// The claimed values.
-        words: Vec<u32>,
+        words: Words,
     },
     /// The worker cannot do what it was asked.
     Failed {
@@ -230,7 +231,7 @@ impl Request {
     /// The frame that carries this request.
     pub fn into_frame(self) -> Frame {
         let mut head = Writer::default();
-        let mut payload = Vec::new();
+        let mut payload = Words::default();
         let kind = match self {
             Self::Hello { version } => {
                 head.u32(MAGIC).u16(version);
@@ -246,7 +247,7 @@ impl Request {
             }
             Self::Chunk { offset, bytes } => {
                 head.u64(offset).count(bytes.len());
-                payload = pack(&bytes);
+                payload = pack(&bytes).into();
                 kind::CHUNK
             }
             Self::Call { call, round, words } => {
@@ -294,7 +295,7 @@ impl Request {
                 reader.finish()?;
                 return Ok(Self::Chunk {
                     offset,
-                    bytes: unpack(&words, count)?,
+                    bytes: unpack(&words.into_vec(), count)?,
                 });
             }
             kind::CALL => {
@@ -326,7 +327,7 @@ impl Reply {
     /// The frame that carries this reply. A text longer than 256 bytes is cut.
     pub fn into_frame(self) -> Frame {
         let mut head = Writer::default();
-        let mut payload = Vec::new();
+        let mut payload = Words::default();
         let kind = match self {
             Self::Welcome { version, name } => {
                 head.u32(MAGIC).u16(version).text(printable(&name).as_str());
@@ -419,7 +420,7 @@ fn hello(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
     }
 }
 
-fn no_payload(words: &[u32]) -> Result<(), DecodeError> {
+fn no_payload(words: &Words) -> Result<(), DecodeError> {
     match words.len() {
         0 => Ok(()),
         count => Err(DecodeError::Trailing { extra: 4 * count }),

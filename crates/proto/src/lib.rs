@@ -3,6 +3,7 @@
 //! * [`program`]: the linear layers a worker holds and the rounds in which they are called,
 //! * [`digest`]: the address of a program with its weights,
 //! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
+//! * [`words`]: payloads, in memory of our own or in a link's,
 //! * [`machine`]: the shape of both sides, state machines without sockets or clocks.
 //!
 //! Everything here is reachable from a peer's bytes: lengths are limited before anything is
@@ -16,6 +17,7 @@ pub mod frame;
 pub mod machine;
 pub mod program;
 pub mod wire;
+pub mod words;
 
 /// The protocol's version; both sides must speak the same one.
 pub const VERSION: u16 = 2;

@@ -1,9 +1,11 @@
 //! A side of the protocol as a state machine: frames and time in, frames out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::frame::{Frame, FrameLimits};
 use crate::wire::DecodeError;
+use crate::words::Memory;
 
 /// Time since a fixed origin of the caller's choice; never a clock of our own.
 pub type Now = Duration;
@@ -28,6 +30,8 @@ pub trait Machine {
     /// The largest frame that the peer may send now; a link refuses anything larger before it
     /// allocates.
     fn limits(&self) -> FrameLimits;
+    /// Offers the link's own memory for what goes out; machines that do without ignore it.
+    fn lend(&mut self, _memory: Arc<dyn Memory>) {}
     /// Takes a frame of the peer.
     fn receive(&mut self, frame: Frame, now: Now);
     /// The next frame to send, if any.

@@ -29,6 +29,18 @@ pub trait Loaded: Send + Sync {
     /// [`BackendError::Memory`] where the answer does not fit.
     fn call(&self, round: u32, words: &[u32]) -> Result<Vec<u32>, BackendError>;
 
+    /// Computes the same round for several requests, of one connection or of many.
+    ///
+    /// Each answer is what [`Loaded::call`] gives for that request alone; an engine may read its weights once for
+    /// all of them.
+    ///
+    /// # Errors
+    /// As [`Loaded::call`]; the first that any request meets is that of all.
+    fn call_many(&self, round: u32, requests: &[&[u32]]) -> Result<Vec<Vec<u32>>, BackendError> {
+        let answers = requests.iter().map(|words| self.call(round, words));
+        answers.collect()
+    }
+
     /// Bytes of memory that it holds.
     fn bytes(&self) -> u64;
 }

@@ -133,6 +133,11 @@ fn ranges(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
 
 impl Loaded for Prepared {
     fn call(&self, round: u32, words: &[u32]) -> Result<Vec<u32>, BackendError> {
+        let answers = self.call_many(round, &[words])?;
+        Ok(answers.into_iter().next().unwrap_or_default())
+    }
+
+    fn call_many(&self, round: u32, requests: &[&[u32]]) -> Result<Vec<Vec<u32>>, BackendError> {
         let none = BackendError::Round {
             round,
             rounds: self.rounds.len(),
@@ -141,7 +146,7 @@ impl Loaded for Prepared {
             .ok()
             .and_then(|index| self.rounds.get(index));
         let steps = steps.ok_or(none)?;
-        if words.len() != steps.request {
+        if let Some(words) = requests.iter().find(|words| words.len() != steps.request) {
             let (expected, got) = (steps.request, words.len());
             return Err(BackendError::Words {
                 round,
@@ -149,36 +154,42 @@ impl Loaded for Prepared {
                 got,
             });
         }
-        let mut answer = Vec::new();
-        let no_memory = |_| BackendError::Memory {
-            words: steps.answer,
-        };
-        answer.try_reserve_exact(steps.answer).map_err(no_memory)?;
-        answer.resize(steps.answer, 0);
+        let answers = requests.iter().map(|_| zeros(steps.answer));
+        let mut answers = answers.collect::<Result<Vec<_>, _>>()?;
         self.pool.install(|| {
             for step in &steps.calls {
-                let layer = self.layers.get(step.layer);
-                let slices = (
-                    words.get(step.from.clone()),
-                    answer.get_mut(step.to.clone()),
-                );
-                let (Some(layer), (Some(x), Some(y))) = (layer, slices) else {
+                let Some(layer) = self.layers.get(step.layer) else {
                     continue;
                 };
-                for (x, y) in x
-                    .chunks_exact(step.inputs)
-                    .zip(y.chunks_exact_mut(step.outputs))
-                {
-                    layer.apply(x, y);
-                }
+                // The images of all requests go through a layer together.
+                let x: Vec<&[u32]> = requests
+                    .iter()
+                    .filter_map(|words| words.get(step.from.clone()))
+                    .flat_map(|words| words.chunks_exact(step.inputs))
+                    .collect();
+                let mut y: Vec<&mut [u32]> = answers
+                    .iter_mut()
+                    .filter_map(|words| words.get_mut(step.to.clone()))
+                    .flat_map(|words| words.chunks_exact_mut(step.outputs))
+                    .collect();
+                layer.apply_many(&x, &mut y);
             }
         });
-        Ok(answer)
+        Ok(answers)
     }
 
     fn bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.bytes() as u64).sum()
     }
+}
+
+/// So many zeros, if there is memory for them.
+fn zeros(words: usize) -> Result<Vec<u32>, BackendError> {
+    let mut zeros = Vec::new();
+    let no_memory = |_| BackendError::Memory { words };
+    zeros.try_reserve_exact(words).map_err(no_memory)?;
+    zeros.resize(words, 0);
+    Ok(zeros)
 }
 
 #[cfg(test)]
@@ -260,6 +271,30 @@ mod tests {
             model.call(0, &x).unwrap(),
             [41, 52, 63, 10, 10, 10, 2, 8, 0, 2]
         );
+    }
+
+    #[test]
+    fn requests_together_are_answered_like_each_alone() {
+        for images in [1, 2] {
+            let model = loaded(images);
+            let requests: Vec<Vec<u32>> = (0..5)
+                .map(|request| (0..6 * images as u32).map(|i| i * i + request).collect())
+                .collect();
+            let together: Vec<&[u32]> = requests.iter().map(Vec::as_slice).collect();
+            let alone: Vec<Vec<u32>> = together
+                .iter()
+                .map(|words| model.call(0, words).unwrap())
+                .collect();
+            assert_eq!(model.call_many(0, &together).unwrap(), alone);
+            assert_eq!(model.call_many(0, &[]).unwrap(), Vec::<Vec<u32>>::new());
+            let short = [together[0], &[0; 5]];
+            let words = BackendError::Words {
+                round: 0,
+                expected: 6 * images,
+                got: 5,
+            };
+            assert_eq!(model.call_many(0, &short), Err(words));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use larvatus_kernels::linear::Shape;
+use larvatus_kernels::linear::{Conv, Shape};
 use larvatus_proto::program::{LayerSpec, Program, Round};
 
 /// Limits of a worker. Each default is what the common models need with room to spare; a worker
@@ -54,6 +54,9 @@ pub const MAX_GROUPS: usize = 1 << 16;
 
 /// Engines pack the matrix of each group in blocks of at most this many rows and columns.
 const BLOCK: usize = 64;
+
+/// Channels are filled up to whole vectors where weights are no padded matrix.
+const VECTOR: usize = 16;
 
 /// A program that asks for more than the limits allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -163,13 +166,32 @@ fn layer_packed(layer: &LayerSpec) -> (usize, u64) {
     let blocks = |extent: usize| extent.next_multiple_of(BLOCK) as u64;
     let matrix = blocks(rows).saturating_mul(blocks(layer.shape.taps()));
     let planes = groups as u64 * u64::from(layer.planes);
-    (groups, matrix.saturating_mul(planes))
+    let other = match &layer.shape {
+        Shape::Conv(conv) if groups == 1 => other_forms(conv),
+        _ => 0,
+    };
+    (groups, matrix.saturating_mul(planes).max(other))
+}
+
+/// The most bytes of the forms that are no padded matrix: two bytes at 36 points for a 3×3 kernel, and rows of
+/// bytes with each pixel and each row filled up to four.
+fn other_forms(conv: &Conv) -> u64 {
+    let vectors = |channels: usize| channels.next_multiple_of(VECTOR) as u64;
+    let row = (conv.in_channels as u64 + 3).saturating_mul(conv.kernel[1] as u64);
+    let bytes = (row.saturating_add(3)).saturating_mul(conv.kernel[0] as u64);
+    let points = if conv.kernel == [3, 3] {
+        vectors(conv.in_channels).saturating_mul(2 * 36)
+    } else {
+        0
+    };
+    let each = bytes.saturating_add(4).max(points);
+    each.saturating_mul(vectors(conv.out_channels))
 }
 
 #[cfg(test)]
 mod tests {
     use larvatus_kernels::isa::Isa;
-    use larvatus_kernels::linear::{Conv, Linear, MatMul, Weights};
+    use larvatus_kernels::linear::{Linear, MatMul, Weights};
 
     use super::*;
 
@@ -220,6 +242,44 @@ mod tests {
                     let name = isa.name();
                     assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn packed_kernels_take_no_more_than_is_counted() {
+        for isa in Isa::available() {
+            for (channels, side, kernel) in [
+                ([32, 32], 12, 3),
+                ([33, 49], 14, 3),
+                ([5, 64], 7, 3),
+                ([1, 64], 7, 5),
+                ([3, 40], 33, 7),
+                ([65, 7], 5, 2),
+            ] {
+                let shape = Shape::conv(Conv {
+                    groups: 1,
+                    in_channels: channels[0],
+                    out_channels: channels[1],
+                    input: [side; 2],
+                    kernel: [kernel; 2],
+                    stride: [1, 1],
+                    dilation: [1, 1],
+                    pad_begin: [kernel / 2; 2],
+                    pad_end: [(kernel - 1) / 2; 2],
+                })
+                .unwrap();
+                let weights = Weights::new(vec![vec![1; shape.weights()]], 0).unwrap();
+                let spec = LayerSpec {
+                    shape: shape.clone(),
+                    images: 1,
+                    planes: 1,
+                    shift: 0,
+                };
+                let held = Linear::with_isa(isa, shape, &weights).unwrap().bytes() as u64;
+                let (_, counted) = layer_packed(&spec);
+                let name = isa.name();
+                assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
             }
         }
     }

@@ -33,6 +33,7 @@ use larvatus_proto::VERSION;
 use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::{Heap, Memory, Words};
 
 use crate::backend::BackendError;
 use crate::limits::TooMuch;
@@ -154,6 +155,8 @@ struct Context {
     store: Arc<Store>,
     role: Role,
     outbox: VecDeque<Pending>,
+    /// Where answers are written.
+    memory: Arc<dyn Memory>,
 }
 
 /// Something to send.
@@ -164,7 +167,7 @@ enum Pending {
         model: Arc<Model>,
         call: u64,
         round: u32,
-        words: Vec<u32>,
+        words: Words,
     },
     Deal {
         model: Arc<Model>,
@@ -230,6 +233,7 @@ impl Service {
             store,
             role,
             outbox: VecDeque::new(),
+            memory: Arc::new(Heap),
         };
         Self {
             cx,
@@ -307,6 +311,10 @@ impl Machine for Service {
         }
     }
 
+    fn lend(&mut self, memory: Arc<dyn Memory>) {
+        self.cx.memory = memory;
+    }
+
     fn receive(&mut self, frame: Frame, now: Now) {
         self.active = now;
         self.worked = true;
@@ -333,7 +341,17 @@ impl Machine for Service {
                 call,
                 round,
                 words,
-            } => (call, model.loaded().call(round, &words)),
+            } => {
+                let copy: Vec<u32>;
+                let words = match words.as_slice() {
+                    Some(words) => words,
+                    None => {
+                        copy = words.to_vec();
+                        &copy
+                    }
+                };
+                (call, model.loaded().call(round, words))
+            }
             Pending::Deal {
                 model,
                 call,
@@ -343,7 +361,14 @@ impl Machine for Service {
         };
         self.worked = true;
         let reply = match answer {
-            Ok(words) => Reply::Answer { call, words },
+            Ok(answer) => {
+                let mut words = self.cx.memory.words(answer.len());
+                match words.as_slice() {
+                    Some(_) => words = answer.into(),
+                    None => words.write(0, &answer),
+                }
+                Reply::Answer { call, words }
+            }
             Err(why) => Reply::Failed {
                 call: Some(call),
                 message: Refused::Backend(why).to_string(),

@@ -8,6 +8,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{Frame, FrameLimits, MAX_HEAD, Reply, Request, Seed};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::program::{Program, WorkerModel};
+use larvatus_proto::words::Words;
 use larvatus_worker::Service;
 
 use super::{NO_MODEL, Tamper};
@@ -154,7 +155,7 @@ impl LyingDealer {
             &self.lie,
             Reply::from_frame(frame).expect("the honest one's own"),
         ) {
-            (_, Reply::Answer { call, words }) => self.answers(call, words),
+            (_, Reply::Answer { call, words }) => self.answers(call, words.into_vec()),
             (DealerLie::ReadyWithAnother, Reply::Ready { .. }) => {
                 self.say(Reply::Ready { model: NO_MODEL });
             }
@@ -183,7 +184,7 @@ impl LyingDealer {
             DealerLie::WrongCall { ahead } => {
                 return self.say(Reply::Answer {
                     call: call + ahead,
-                    words,
+                    words: words.into(),
                 });
             }
             DealerLie::ExchangedNumbers | DealerLie::Reordered if first => {
@@ -191,7 +192,7 @@ impl LyingDealer {
                 return;
             }
             DealerLie::Again if first => {
-                let words = words.clone();
+                let words = words.clone().into();
                 self.say(Reply::Answer { call, words });
             }
             DealerLie::NeverAnswers => return,
@@ -199,23 +200,27 @@ impl LyingDealer {
                 return self.outbox.push_back(Frame {
                     kind,
                     head: Vec::new(),
-                    words: Vec::new(),
+                    words: Words::default(),
                 });
             }
             _ => {}
         }
+        let words = words.into();
         match self.held.take() {
             None => self.say(Reply::Answer { call, words }),
             Some((other, held)) if matches!(self.lie, DealerLie::Reordered) => {
                 self.say(Reply::Answer { call, words });
                 self.say(Reply::Answer {
                     call: other,
-                    words: held,
+                    words: held.into(),
                 });
             }
             Some((other, held)) => {
                 self.say(Reply::Answer { call: other, words });
-                self.say(Reply::Answer { call, words: held });
+                self.say(Reply::Answer {
+                    call,
+                    words: held.into(),
+                });
             }
         }
     }

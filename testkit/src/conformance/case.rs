@@ -11,46 +11,49 @@ use tract_onnx::pb::{ModelProto, NodeProto, TensorProto};
 pub struct Case {
     /// The model.
     pub model: ModelProto,
+    /// The file that it was read from, which may say more than the messages know.
+    pub file: Option<Vec<u8>>,
+    /// An input or output that is a sequence or optional; then the case holds no data.
+    pub foreign: Option<String>,
     /// One for each input of the graph, in its order; named.
     pub inputs: Vec<TensorProto>,
     /// One for each output.
     pub outputs: Vec<TensorProto>,
 }
 
-/// A case that cannot be read.
-#[derive(Clone, Debug)]
-pub enum Unreadable {
-    /// The suite uses something that is not supported.
-    NotSupported(String),
-    /// The files are not those of a case.
-    Broken(String),
-}
-
 impl Case {
     /// Reads the folder of a case: `model.onnx` and `test_data_set_0/{input,output}_N.pb`.
     ///
     /// # Errors
-    /// [`Unreadable`].
-    pub fn read(folder: &Path) -> Result<Self, Unreadable> {
+    /// Which file is not that of a case.
+    pub fn read(folder: &Path) -> Result<Self, String> {
         let bytes = file(&folder.join("model.onnx"))?;
-        let model = ModelProto::decode(bytes.as_slice()).map_err(broken)?;
-        let graph = model.graph.as_ref().ok_or_else(|| broken("no graph"))?;
-        for port in graph.input.iter().chain(&graph.output) {
-            if let Some(Value::TensorType(_)) = port.r#type.as_ref().and_then(|t| t.value.as_ref())
-            {
-                continue;
-            }
-            let why = "an input or output that is no tensor (a sequence, an optional, a map)";
-            return Err(Unreadable::NotSupported(why.to_owned()));
+        let model = ModelProto::decode(bytes.as_slice()).map_err(|err| err.to_string())?;
+        let graph = model.graph.as_ref().ok_or("no graph")?;
+        let ports = graph.input.iter().chain(&graph.output);
+        // The engine's messages know tensors only; anything else is nothing to them.
+        let foreign = ports.clone().find(|port| {
+            let kind = port.r#type.as_ref().and_then(|kind| kind.value.as_ref());
+            !matches!(kind, Some(Value::TensorType(_)))
+        });
+        if let Some(name) = foreign.map(|port| port.name.clone()) {
+            let (inputs, outputs) = (Vec::new(), Vec::new());
+            return Ok(Self {
+                model,
+                file: Some(bytes),
+                foreign: Some(name),
+                inputs,
+                outputs,
+            });
         }
         let set = folder.join("test_data_set_0");
         let read = |kind: &str, count: usize| {
             (0..count)
                 .map(|ix| {
                     let bytes = file(&set.join(format!("{kind}_{ix}.pb")))?;
-                    TensorProto::decode(bytes.as_slice()).map_err(broken)
+                    TensorProto::decode(bytes.as_slice()).map_err(|err| err.to_string())
                 })
-                .collect::<Result<Vec<_>, _>>()
+                .collect::<Result<Vec<_>, String>>()
         };
         let mut inputs = read("input", graph.input.len())?;
         inputs
@@ -60,6 +63,8 @@ impl Case {
         let outputs = read("output", graph.output.len())?;
         Ok(Self {
             model,
+            file: Some(bytes),
+            foreign: None,
             inputs,
             outputs,
         })
@@ -82,6 +87,7 @@ impl Case {
     /// The case with these inputs as constants of the model.
     pub fn with_constants(&self, fixed: &[usize]) -> Self {
         let mut case = self.clone();
+        case.file = None;
         let mut graph = case.model.graph.take().unwrap_or_default();
         let is_fixed = |name: &String| fixed.iter().any(|ix| self.inputs[*ix].name == *name);
         graph.input.retain(|port| !is_fixed(&port.name));
@@ -101,7 +107,9 @@ impl Case {
 
     /// The model as bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        self.model.encode_to_vec()
+        self.file
+            .clone()
+            .unwrap_or_else(|| self.model.encode_to_vec())
     }
 }
 
@@ -110,10 +118,6 @@ fn names_matter(name: &str, nodes: &[NodeProto]) -> bool {
     name != "Constant" || nodes.len() == 1
 }
 
-fn file(path: &Path) -> Result<Vec<u8>, Unreadable> {
-    std::fs::read(path).map_err(|err| broken(format!("{}: {err}", path.display())))
-}
-
-fn broken(why: impl std::fmt::Display) -> Unreadable {
-    Unreadable::Broken(why.to_string())
+fn file(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|err| format!("{}: {err}", path.display()))
 }

@@ -8,6 +8,7 @@ use larvatus::model::{Model, Port};
 use larvatus::plan::Plan;
 use larvatus::policy::{Policy, Preset};
 use larvatus::session::Settings;
+use larvatus::store::Store;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
 use larvatus_host::thread_cpu;
 use serde::Serialize;
@@ -19,6 +20,7 @@ use crate::driver::{drive, millis};
 use crate::parties::Parties;
 use crate::report::Bytes;
 use crate::spawn::OwnWorker;
+use crate::store;
 use crate::table::{bytes, table};
 
 /// One mode, measured.
@@ -56,15 +58,33 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             own.address()
         }
     };
+    let here = parties.without_dealer();
     for (mode, policy) in modes {
         let plan = plan(&model, &policy)?;
-        let here = parties.without_dealer();
-        rows.push(split(mode, &plan, &worker, &here, &input, args.runs)?);
+        rows.push(split(mode, &plan, &worker, &here, None, &input, args.runs)?);
+    }
+    if let Some(folder) = &args.stored.store {
+        let plan = plan(&model, &Preset::Slalom.policy())?;
+        let stored = store::open(&plan, folder, args.stored.key.as_deref())?;
+        ensure!(
+            stored.tickets() >= args.runs,
+            "store {} has {} tickets, --runs {} takes as many; make them with `larvatus provision`",
+            folder.display(),
+            stored.tickets(),
+            args.runs
+        );
+        let mode = "+both, stored u";
+        let store = Some(stored);
+        rows.push(split(
+            mode, &plan, &worker, &here, store, &input, args.runs,
+        )?);
     }
     if parties.dealer.is_some() {
         let plan = plan(&model, &Preset::Slalom.policy())?;
         let mode = "+both, dealer";
-        rows.push(split(mode, &plan, &worker, &parties, &input, args.runs)?);
+        rows.push(split(
+            mode, &plan, &worker, &parties, None, &input, args.runs,
+        )?);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -142,6 +162,7 @@ fn split(
     plan: &std::sync::Arc<Plan>,
     address: &str,
     parties: &Parties,
+    store: Option<Store>,
     input: &[Tensor],
     runs: usize,
 ) -> Result<Row> {
@@ -152,9 +173,9 @@ fn split(
     let workers = [address.to_owned()];
     let one = vec![input.to_vec()];
     // Uploads the weights and warms both sides up.
-    drive(plan, &workers, parties, &one, &settings, false)?;
+    drive(plan, &workers, parties, None, &one, &settings, false)?;
     let inputs = vec![input.to_vec(); runs];
-    let outcome = drive(plan, &workers, parties, &inputs, &settings, false)?;
+    let outcome = drive(plan, &workers, parties, store, &inputs, &settings, false)?;
     ensure!(
         outcome.lie.is_none(),
         "a party lied: run the model to see which"
@@ -172,7 +193,7 @@ fn split(
             .collect(),
     );
     let first = outcome.outputs.first().context("no inference ran")?;
-    let mut guarantees = plan.guarantees();
+    let mut guarantees = plan.guarantees().with_store(outcome.sources.assumes);
     if parties.dealer.is_some() {
         guarantees = guarantees.with_dealer();
     }
@@ -191,7 +212,13 @@ fn split(
             down: first.down,
         },
         round_trips: first.round_trips,
-        guarantee: format!("input privacy {}, {integrity}", guarantees.input_privacy),
+        guarantee: match guarantees.assumes {
+            None => format!("input privacy {}, {integrity}", guarantees.input_privacy),
+            Some(assumes) => format!(
+                "input privacy {}, {integrity}; assumes {assumes}",
+                guarantees.input_privacy
+            ),
+        },
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod plan;
+mod provision;
 mod run;
 mod worker;
 
@@ -20,6 +21,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
     match args.command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Provision(args) => provision::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {

@@ -2,18 +2,26 @@
 
 use anyhow::Result;
 use larvatus::plan::Row;
+use larvatus::store::Store;
 use serde_json::json;
 
 use super::{Named, load, plan, shapes};
 use crate::Verdict;
 use crate::args::Plan as Args;
+use crate::store;
 use crate::table::{bytes, count, shorten, table};
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     let named = Named::of(&args.job)?;
     let model = load(&args.job.model, &shapes(&args.job.shape)?)?;
     let plan = plan(&model, &named.policy)?;
-    let (rows, estimate, guarantees) = (plan.rows(), plan.estimate(), plan.guarantees());
+    let stored = args.stored.store.as_deref();
+    let stored = stored
+        .map(|folder| store::open(&plan, folder, args.stored.key.as_deref()))
+        .transpose()?;
+    let assumes = stored.as_ref().and_then(Store::assumes);
+    let (rows, estimate) = (plan.rows(), plan.estimate());
+    let guarantees = plan.guarantees().with_store(assumes);
     let total = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
     let away: u64 = rows
         .iter()
@@ -36,6 +44,10 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             "lifetime": guarantees.inferences,
             "input_privacy": guarantees.input_privacy.to_string(),
             "weight_privacy": guarantees.weight_privacy(),
+            "tickets": stored.as_ref().map(|store| json!({
+                "stored": store.tickets(),
+                "assumes": assumes,
+            })),
             "expected": {
                 "local_ms": estimate.local_ms,
                 "trusted_ms": estimate.trusted_ms,
@@ -98,6 +110,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         plan.round_trips(),
         bytes(plan.worker_model().blob().len() as u64),
     );
+    if let Some(store) = &stored {
+        println!("tickets:   {} in the store", store.tickets());
+    }
     println!("guarantee: {}", guarantees.sentence());
     if guarantees.per_check.bits() > 0.0 {
         println!(

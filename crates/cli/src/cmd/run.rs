@@ -10,17 +10,20 @@ use larvatus::model::{Model, ModelError, Port};
 use larvatus::plan::Plan;
 use larvatus::policy::{Hiding, Preset};
 use larvatus::session::Settings;
+use larvatus::store::Store;
 use larvatus::tensor::Tensor;
 use larvatus_host::thread_cpu;
 
 use super::{Named, load, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
-use crate::driver::{Lie, Outcome, Sources, drive, millis};
+use crate::driver::{Lie, Outcome, drive, millis};
 use crate::parties::Parties;
 use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
+use crate::store;
 use crate::table::{bytes, table};
+use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
@@ -38,6 +41,11 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     ensure!(
         args.dump_layers.is_none() || named.preset == Some(Preset::LocalExact),
         "--dump-layers needs --preset local-exact: only there the values are at hand in clear"
+    );
+    ensure!(
+        args.stored.store.is_none() || named.offloads(),
+        "--preset {} sends nothing away, so it needs no tickets",
+        named.name
     );
     let labels = output::read_labels(args.labels.as_deref())?;
     let parties = Parties::of(&args.dealing, &args.worker)?;
@@ -80,18 +88,21 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                     },
                 );
             }
-            let outcome = split(args, &parties, &plan, &inputs)?;
+            let store = match &args.stored.store {
+                Some(folder) => Some(store::open(&plan, folder, args.stored.key.as_deref())?),
+                None => None,
+            };
+            let outcome = split(args, &parties, store, &plan, &inputs)?;
             report.worker = Some(outcome.worker.clone());
-            if plan.policy().hiding() == Hiding::Field {
-                tell_tickets(&mut report, &plan, &outcome.sources);
-            }
+            let stored = outcome.sources.stored;
+            tell_tickets(&mut report, &plan, &outcome.sources);
             for failure in &outcome.failures {
                 eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
             }
             let (split_results, split_lie) = from_outcome(outcome);
             results = split_results;
             if let Some(found) = split_lie {
-                let (sentence, verdict) = of_lie(found);
+                let (sentence, verdict) = of_lie(found, stored);
                 lie = Some(sentence);
                 report.verdict = verdict;
             }
@@ -112,16 +123,20 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     }
 }
 
-/// A lie as a sentence and as a verdict.
-fn of_lie(lie: Lie) -> (String, VerdictField) {
+/// A lie as a sentence and as a verdict, in a run that used `stored` tickets of a store.
+fn of_lie(lie: Lie, stored: usize) -> (String, VerdictField) {
     let place = |layer: &Option<String>| layer.clone().unwrap_or_else(|| "no layer".to_owned());
+    let either = match stored {
+        0 => "",
+        _ => " (or a stored ticket was altered: that looks the same)",
+    };
     match lie {
         Lie::Worker {
             worker,
             layer,
             what,
         } => (
-            format!("worker {worker} lied in {}: {what}", place(&layer)),
+            format!("worker {worker} lied in {}: {what}{either}", place(&layer)),
             VerdictField::Lie {
                 worker,
                 layer,
@@ -148,13 +163,15 @@ fn tell_tickets(report: &mut Report, plan: &Plan, sources: &Sources) {
     if let (Some(dealer), Some(why)) = (&sources.dealer, &sources.dealer_gone) {
         eprintln!("larvatus: dealer {dealer} failed, tickets are made here: {why}");
     }
-    let tickets = Tickets::of(sources);
-    if let Some(assumes) = tickets.assumes {
-        let guarantees = plan.guarantees().with_dealer();
+    let mut guarantees = plan.guarantees().with_store(sources.assumes);
+    report.guarantee = guarantees.sentence();
+    if sources.dealt > 0 {
+        guarantees = guarantees.with_dealer();
         report.soundness_bits = guarantees.per_inference.bits();
-        report.guarantee = format!("{}; assumes that {assumes}", guarantees.sentence());
+        let believed = Tickets::NO_COLLUSION;
+        report.guarantee = format!("{}; assumes that {believed}", guarantees.sentence());
     }
-    report.tickets = Some(tickets);
+    report.tickets = Tickets::of(sources);
 }
 
 /// What to call things in the output.
@@ -325,10 +342,17 @@ fn here(
 fn split(
     args: &Args,
     parties: &Parties,
+    store: Option<Store>,
     plan: &Arc<Plan>,
     inputs: &[Vec<Tensor>],
 ) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
+    let lifetime = plan.policy().lifetime;
+    ensure!(
+        plan.repetitions() == 0 || inputs.len() as u64 <= lifetime,
+        "{} inputs, but the policy's bound on lies holds for lifetime = {lifetime}",
+        inputs.len()
+    );
     let settings = Settings {
         window: args.window,
         answer_within: Duration::from_secs(args.timeout.max(1)),
@@ -341,7 +365,8 @@ fn split(
     } else {
         &args.worker
     };
-    drive(plan, workers, parties, inputs, &settings, !args.json)
+    let show = !args.json;
+    drive(plan, workers, parties, store, inputs, &settings, show)
 }
 
 fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
@@ -457,12 +482,15 @@ fn print_costs(report: &Report, inferences: usize) {
             report.waiting_ms
         );
     }
-    if let Some(tickets) = report.tickets.as_ref().filter(|tickets| tickets.dealt > 0) {
+    let elsewhere = |tickets: &&Tickets| tickets.stored + tickets.dealt > 0;
+    if let Some(tickets) = report.tickets.as_ref().filter(elsewhere) {
+        let dealer = match &tickets.dealer {
+            Some(dealer) => format!("{} from dealer {dealer}, ", tickets.dealt),
+            None => String::new(),
+        };
         println!(
-            "dealer {}: tickets of {} inferences, {} made here",
-            tickets.dealer.as_deref().unwrap_or("?"),
-            tickets.dealt,
-            tickets.own
+            "tickets: {} from the store, {dealer}{} made now",
+            tickets.stored, tickets.own
         );
     }
     println!("guarantee: {}", report.guarantee);

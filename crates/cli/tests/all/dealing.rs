@@ -140,7 +140,7 @@ fn without_a_dealer_the_tickets_are_made_here_and_the_user_is_told() {
         );
         assert_eq!(report["tickets"]["source"], "own");
         assert_eq!(report["tickets"]["own"], 6);
-        assert!(report["tickets"].get("assumes").is_none());
+        assert!(report["tickets"]["assumes"].is_null());
         are_exact(&here);
     }
 }
@@ -206,7 +206,7 @@ impl Machine for Bent {
         self.answers += 1;
         if self.answers > self.from {
             match self.how {
-                How::OneMore => words[0] = (words[0] + 1) % 0x7fff_ffff,
+                How::OneMore => words.own()[0] = (words.own()[0] + 1) % 0x7fff_ffff,
                 How::Leaves => {
                     self.gone = true;
                     return None;

@@ -43,7 +43,7 @@ fn one_bit_is_caught_in_every_layer_and_the_layer_is_named() {
         assert_eq!(layer["round"], round);
         let name = layer["name"].as_str().unwrap();
         // Also where the word was zero, the highest bit stays clear of the modulus.
-        let (ran, report, liar) = lied(&here, &[], round, |frame| frame.words[0] ^= 1);
+        let (ran, report, liar) = lied(&here, &[], round, |frame| frame.words.own()[0] ^= 1);
         ran.sentence(1, &[&liar.address, name, "is not the product"]);
         assert_eq!(ran.out, "", "round {round}");
         let verdict = &report["verdict"];
@@ -63,15 +63,17 @@ fn every_kind_of_wrong_answer_has_its_name() {
     let cases: [(&str, bool, Tamper); 6] = [
         ("product-mismatch", true, |frame| {
             let last = frame.words.len() - 1;
-            frame.words[last] ^= 1;
+            frame.words.own()[last] ^= 1;
         }),
-        ("product-mismatch", true, |frame| frame.words.fill(0)),
-        ("not-canonical", true, |frame| frame.words[5] = u32::MAX),
+        ("product-mismatch", true, |frame| frame.words.own().fill(0)),
         ("not-canonical", true, |frame| {
-            frame.words[5] = (1 << 31) - 1;
+            frame.words.own()[5] = u32::MAX
+        }),
+        ("not-canonical", true, |frame| {
+            frame.words.own()[5] = (1 << 31) - 1;
         }),
         ("answer-length", false, |frame| {
-            frame.words.pop();
+            frame.words.own().pop();
         }),
         ("unknown-call", false, |frame| {
             frame.head.copy_from_slice(&[0xff; 8]);
@@ -92,7 +94,7 @@ fn every_kind_of_wrong_answer_has_its_name() {
 fn clear_believes_a_lie() {
     let here = Folder::new();
     let (ran, report, _) = lied(&here, &["--preset", "clear"], 0, |frame| {
-        frame.words[0] ^= 1;
+        frame.words.own()[0] ^= 1;
     });
     ran.accepted();
     assert_eq!(report["verdict"], "accepted");
@@ -104,7 +106,7 @@ fn a_liar_ends_the_run_and_no_other_worker_is_asked() {
     let honest = Worker::tcp(&here);
     let spare = Proxy::new(&honest.address, |_, _, _| Fate::Pass);
     let (ran, ..) = lied(&here, &["--worker", &spare.address], 2, |frame| {
-        frame.words[7] ^= 1 << 20;
+        frame.words.own()[7] ^= 1 << 20;
     });
     ran.sentence(1, &["lied"]);
     assert_eq!(spare.requests(), []);
@@ -113,7 +115,7 @@ fn a_liar_ends_the_run_and_no_other_worker_is_asked() {
 #[test]
 fn a_lie_with_json_is_told_in_the_document_too() {
     let here = Folder::new();
-    let (ran, report, _) = lied(&here, &["--json"], 0, |frame| frame.words[9] ^= 4);
+    let (ran, report, _) = lied(&here, &["--json"], 0, |frame| frame.words.own()[9] ^= 4);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert_eq!(ran.document(), report);
     assert_eq!(report["verdict"]["lie"], "product-mismatch");

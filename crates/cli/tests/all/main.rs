@@ -12,4 +12,5 @@ mod proxy;
 mod refused;
 mod run;
 mod secrecy;
+mod store;
 mod tls;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{Folder, TINY};
+use crate::common::{Folder, TINY, input};
 
 #[test]
 fn the_table_names_every_layer_and_the_totals() {
@@ -91,4 +91,26 @@ fn a_layer_that_the_policy_keeps_stays() {
         assert_eq!(layer["placement"], placement, "{layer}");
     }
     assert!(kept["macs_at_worker"].as_u64() < kept["macs"].as_u64());
+}
+
+#[test]
+fn rows_stand_in_the_order_of_the_graph_wherever_they_run() {
+    let here = Folder::new();
+    let names = |document: &Value| -> Vec<String> {
+        let layers = document["layers"].as_array().unwrap().iter();
+        let name = |layer: &Value| layer["name"].as_str().unwrap().to_owned();
+        layers.map(name).collect()
+    };
+    let all = here.larvatus(&["plan", TINY, "--json"]).accepted();
+    let all = names(&all.document());
+    let x = input(&here, 0);
+    for keep in [&[0][..], &[1], &[1, 3], &[0, 1, 2, 3, 4]] {
+        let keep: Vec<&str> = keep.iter().map(|ix: &usize| all[*ix].as_str()).collect();
+        let policy = here.write("keep.toml", format!("keep = {keep:?}"));
+        let plan = here.larvatus(&["plan", TINY, "--policy", &policy, "--json"]);
+        assert_eq!(names(&plan.accepted().document()), all, "{keep:?} kept");
+        let run = ["run", TINY, "--policy", &policy, "--input", &x, "--json"];
+        let report = here.larvatus(&run).accepted();
+        assert_eq!(names(&report.document()), all, "{keep:?} kept");
+    }
 }

@@ -92,7 +92,7 @@ impl Proxy {
     /// The payloads of all calls so far, in order.
     pub(crate) fn uploads(&self) -> Vec<Vec<u32>> {
         let upload = |request| match request {
-            Request::Call { words, .. } => Some(words),
+            Request::Call { words, .. } => Some(words.into_vec()),
             _ => None,
         };
         self.requests().into_iter().filter_map(upload).collect()
@@ -209,7 +209,7 @@ pub(crate) fn read_frame(stream: &mut impl Read) -> io::Result<Frame> {
 }
 
 pub(crate) fn bytes(frame: &Frame) -> Vec<u8> {
-    let words = frame.words.iter().flat_map(|word| word.to_le_bytes());
+    let words = frame.words.to_vec().into_iter().flat_map(u32::to_le_bytes);
     let head = frame.header().into_iter().chain(frame.head.iter().copied());
     head.chain(words).collect()
 }

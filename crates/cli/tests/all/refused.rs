@@ -332,6 +332,12 @@ fn counts_that_make_no_sense() {
     let x = input(&here, 0);
     let window = ["run", TINY, "--input", &x, "--window", "0"];
     here.larvatus(&window).refused(&["--window"]);
+    let policy = here.write("once.toml", "lifetime = 1");
+    let twice = [
+        "run", TINY, "--policy", &policy, "--input", &x, "--input", &x,
+    ];
+    here.larvatus(&twice).refused(&["2 inputs", "lifetime = 1"]);
+    here.larvatus(&twice[..6]).accepted();
     here.larvatus(&["bench", TINY, "--runs", "0"])
         .refused(&["--runs"]);
     let threads = ["bench", TINY, "--runs", "1", "--threads", "0"];

@@ -382,7 +382,7 @@ fn what_crosses_cannot_be_read() {
     let address: Address = address.parse().unwrap();
     let (near, far) = connected_by(&listener, || Link::connect(&address, SOON).unwrap());
     let mut words = frame(0);
-    words.words = vec![0x6c61_7276; 10_000];
+    words.words = vec![0x6c61_7276; 10_000].into();
     write_frame(&mut &near, &words).unwrap();
     assert!(FrameReader::new(&far).read(|| WIDE).unwrap() == words);
     drop(near);

@@ -183,6 +183,16 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn evens_f(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token.
+        unsafe { in_order(_mm256_shuffle_ps::<0x88>(a, b)) }
+    }
+    #[inline(always)]
+    fn odds_f(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token.
+        unsafe { in_order(_mm256_shuffle_ps::<0xdd>(a, b)) }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, x: &[T], at: usize) {
         // SAFETY: SSE is part of the architecture; a prefetch has no effect at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast()) }
@@ -300,4 +310,14 @@ unsafe fn fold_once(x: __m256i) -> __m256i {
         let low = _mm256_and_si256(x, _mm256_set1_epi64x(i64::from(P)));
         _mm256_add_epi64(low, _mm256_srli_epi64::<31>(x))
     }
+}
+
+/// Pairs of lanes that a shuffle within halves left as a, b, a, b: those of a first.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn in_order(x: __m256) -> __m256 {
+    // SAFETY: by this function's condition.
+    unsafe { _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(x))) }
 }

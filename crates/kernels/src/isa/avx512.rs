@@ -308,6 +308,22 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    fn evens_f(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token.
+        unsafe {
+            let from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            _mm512_permutex2var_ps(a, from, b)
+        }
+    }
+    #[inline(always)]
+    fn odds_f(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token.
+        unsafe {
+            let from = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            _mm512_permutex2var_ps(a, from, b)
+        }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, x: &[T], at: usize) {
         // SAFETY: SSE is part of the architecture; a prefetch has no effect at any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast()) }

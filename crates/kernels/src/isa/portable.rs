@@ -157,6 +157,20 @@ impl Vector for Portable {
         out.copy_from_slice(&x[..out.len()]);
     }
     #[inline(always)]
+    fn evens_f(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        core::array::from_fn(|lane| {
+            let from = 2 * (lane % HALF);
+            if lane < HALF { a[from] } else { b[from] }
+        })
+    }
+    #[inline(always)]
+    fn odds_f(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        core::array::from_fn(|lane| {
+            let from = 2 * (lane % HALF) + 1;
+            if lane < HALF { a[from] } else { b[from] }
+        })
+    }
+    #[inline(always)]
     fn prefetch<T>(self, _x: &[T], _at: usize) {}
 
     #[inline(always)]

@@ -106,6 +106,11 @@ pub(crate) trait Vector: Floats {
     /// Stores as many lanes as `out[at..]` has, fewer than `LANES`.
     fn store_part_f(self, x: Self::F, out: &mut [f32], at: usize);
 
+    /// The lanes of even number of `a`, then those of `b`.
+    fn evens_f(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The lanes of odd number of `a`, then those of `b`.
+    fn odds_f(self, a: Self::F, b: Self::F) -> Self::F;
+
     /// Hints that `x[at]` is read soon; it may lie beyond the slice.
     fn prefetch<T>(self, x: &[T], at: usize);
 

@@ -2,6 +2,8 @@
 //!
 //! Words are cut into 16-bit halves; each half times an eight-bit weight is summed in 32 bits.
 
+use zeroize::Zeroizing;
+
 use super::Packed;
 use super::jobs;
 use super::shape::{Conv, Valid};
@@ -97,7 +99,8 @@ impl Direct {
             window, in_group, ..
         } = self;
         let width = window.output[1];
-        let (mut low, mut high) = (vec![0; width], vec![0; width]);
+        let mut low = Zeroizing::new(vec![0; width]);
+        let mut high = Zeroizing::new(vec![0; width]);
         for (index, row) in y.chunks_exact_mut(width).enumerate() {
             let (out, oy) = (first + index / window.output[0], index % window.output[0]);
             let x = self.inputs(x, out);
@@ -112,7 +115,7 @@ impl Direct {
                         self.add_tap(x, oy, tap, w[1] >> 16, &mut low, &mut high);
                     }
                 }
-                for ((word, &low), &high) in row.iter_mut().zip(&low).zip(&high) {
+                for ((word, &low), &high) in row.iter_mut().zip(low.iter()).zip(high.iter()) {
                     *word = place_halves(*word, low, high, plane.place);
                 }
             }
@@ -166,23 +169,21 @@ impl Packed for Direct {
         self.planes.iter().map(bytes).sum()
     }
 
-    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
+    fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]) {
         let channels = self.first_words.len().div_ceil(wanted);
-        let bands: Vec<_> = y
-            .chunks_mut(channels * self.window.pixels())
-            .enumerate()
-            .collect();
-        jobs::run(bands, |(band, y)| {
-            let first = band * channels;
-            match self.isa {
-                Isa::Scalar | Isa::Portable => self.work(x, first, y),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2(isa) => isa.direct(self, x, first, y),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512(isa) => isa.direct(self, x, first, y),
-                #[cfg(not(target_arch = "x86_64"))]
-                Isa::Avx2(_) | Isa::Avx512(_) => self.work(x, first, y),
-            }
+        let mut bands = Vec::new();
+        for (&x, y) in x.iter().zip(y) {
+            let parts = y.chunks_mut(channels * self.window.pixels()).enumerate();
+            bands.extend(parts.map(|(band, y)| (x, band * channels, y)));
+        }
+        jobs::run(bands, |(x, first, y)| match self.isa {
+            Isa::Scalar | Isa::Portable => self.work(x, first, y),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => isa.direct(self, x, first, y),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(isa) => isa.direct(self, x, first, y),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2(_) | Isa::Avx512(_) => self.work(x, first, y),
         });
     }
 }

@@ -26,8 +26,18 @@ pub(super) struct Grid {
 impl Grid {
     /// Cuts `y`, a whole number of groups, into at least `wanted` rectangles where the steps allow it.
     pub(super) fn cut<'a>(&self, y: &'a mut [u32], wanted: usize) -> Vec<Job<'a>> {
-        let groups = y.len() / (self.rows * self.columns);
-        let wanted = wanted.div_ceil(groups);
+        let groups = y.chunks_exact_mut(self.rows * self.columns);
+        let rows = groups.map(|y| y.chunks_exact_mut(self.columns).collect());
+        self.cut_rows(rows.collect(), wanted)
+    }
+
+    /// The same for groups whose rows lie apart.
+    pub(super) fn cut_rows<'a>(
+        &self,
+        groups: Vec<Vec<&'a mut [u32]>>,
+        wanted: usize,
+    ) -> Vec<Job<'a>> {
+        let wanted = wanted.div_ceil(groups.len());
         let most = |extent: usize, step: usize, wanted: usize| wanted.min(extent.div_ceil(step));
         let (row_cuts, column_cuts) = if self.columns_first {
             let columns = most(self.columns, self.step[1], wanted);
@@ -47,23 +57,21 @@ impl Grid {
             .columns
             .div_ceil(column_cuts)
             .next_multiple_of(self.step[1]);
-        let mut jobs = Vec::with_capacity(groups * row_cuts * column_cuts);
-        for (group, y) in y.chunks_exact_mut(self.rows * self.columns).enumerate() {
-            for (band, y) in y.chunks_mut(height * self.columns).enumerate() {
-                let start = jobs.len();
-                for column in (0..self.columns).step_by(width) {
-                    let rows = Vec::with_capacity(y.len() / self.columns);
-                    jobs.push(Job {
+        let mut jobs: Vec<Job<'a>> = Vec::with_capacity(groups.len() * row_cuts * column_cuts);
+        for (group, rows) in groups.into_iter().enumerate() {
+            let mut start = jobs.len();
+            for (index, row) in rows.into_iter().enumerate() {
+                if index % height == 0 {
+                    start = jobs.len();
+                    jobs.extend((0..self.columns).step_by(width).map(|column| Job {
                         group,
-                        row: band * height,
+                        row: index,
                         column,
-                        rows,
-                    });
+                        rows: Vec::with_capacity(height.min(self.rows - index)),
+                    }));
                 }
-                for row in y.chunks_exact_mut(self.columns) {
-                    for (job, part) in jobs[start..].iter_mut().zip(row.chunks_mut(width)) {
-                        job.rows.push(part);
-                    }
+                for (job, part) in jobs[start..].iter_mut().zip(row.chunks_mut(width)) {
+                    job.rows.push(part);
                 }
             }
         }
@@ -85,6 +93,22 @@ pub(super) fn run<T: Send>(jobs: Vec<T>, work: impl Fn(T) + Send + Sync) {
         jobs.into_iter().for_each(work);
     } else {
         jobs.into_par_iter().for_each(work);
+    }
+}
+
+/// Runs `work` on every job, one after the other unless several were wanted.
+#[cfg(not(feature = "parallel"))]
+pub(super) fn share<T>(_wanted: usize, jobs: Vec<T>, work: impl Fn(T)) {
+    run(jobs, work);
+}
+
+/// Runs `work` on every job, one after the other unless several were wanted.
+#[cfg(feature = "parallel")]
+pub(super) fn share<T: Send>(wanted: usize, jobs: Vec<T>, work: impl Fn(T) + Send + Sync) {
+    if wanted == 1 {
+        jobs.into_iter().for_each(work);
+    } else {
+        run(jobs, work);
     }
 }
 

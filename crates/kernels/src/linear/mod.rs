@@ -6,10 +6,13 @@
 //!
 //! A word is cut into limbs, limb products with eight-bit weights are summed in 32 bits by the machine's own
 //! multiply-accumulate, and one reduction at the end recombines the limbs: 2³¹ ≡ 1 makes that a few rotations.
+//! [`ShortLinear`] is the same for clear inputs of 16 bits, which have fewer limbs.
 //!
 //! Source: limb decomposition as in exact integer GEMM; the field as in Slalom (ICLR 2019, §3), with another p.
 
 mod adjoint;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod direct;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +24,9 @@ mod jobs;
 mod pixels;
 mod scalar;
 mod shape;
+mod short;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 mod weights;
@@ -35,20 +41,27 @@ pub use adjoint::{Adjoint, adjoint, adjoint_with};
 pub use shape::{
     Conv, MAX_ELEMENTS, MAX_KERNEL, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid,
 };
+pub use short::ShortLinear;
 pub use weights::Weights;
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Avx512;
 use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use bytes::Bytes;
 #[cfg(target_arch = "x86_64")]
 use direct::Direct;
 #[cfg(target_arch = "x86_64")]
 use pixels::Pixels;
+#[cfg(target_arch = "x86_64")]
+use tiles::Tiles;
 #[cfg(target_arch = "x86_64")]
 use words::Words;
 
 /// A linear layer, prepared: weights packed for one instruction set.
 ///
 /// Made once per model by [`Linear::new`], then [`Linear::apply`] per image, from any thread. Buffers belong to
-/// the calling threads, which keep them; they hold limbs of x.
+/// the calling threads, which keep them; they hold limbs of x until [`wipe`].
 pub struct Linear {
     shape: Shape,
     isa: Isa,
@@ -64,8 +77,8 @@ enum Kernel {
 /// Packed weights of one layer.
 #[cfg(target_arch = "x86_64")]
 trait Packed: Send + Sync {
-    /// `y = L(x)`, in at least `wanted` jobs where the layer can be cut so far.
-    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]);
+    /// `y = L(x)` for each image, in at least `wanted` jobs where the layer can be cut so far.
+    fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]);
 
     /// Memory of the weights.
     fn bytes(&self) -> usize;
@@ -90,7 +103,11 @@ impl Linear {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(token) => Kernel::Packed(pack(isa, token, &shape, weights)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => Kernel::Packed(pack(isa, token, &shape, weights)),
+            Isa::Avx512(token) => Kernel::Packed(match &shape {
+                Shape::Conv(conv) => pack_wide(token, conv, weights)
+                    .unwrap_or_else(|| pack(isa, token, &shape, weights)),
+                Shape::MatMul(_) => pack(isa, token, &shape, weights),
+            }),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2(_) | Isa::Avx512(_) => Kernel::Scalar(weights.clone()),
         };
@@ -105,16 +122,40 @@ impl Linear {
     /// the current rayon pool shares the work and the result is the same.
     /// Panics: `x` or `y` has another length; check what a peer sends before.
     pub fn apply(&self, x: &[u32], y: &mut [u32]) {
-        let lengths = (self.shape.inputs(), self.shape.outputs());
-        assert_eq!(
-            (x.len(), y.len()),
-            lengths,
-            "x and y have the shape's lengths"
-        );
+        self.apply_many(&[x], &mut [y]);
+    }
+
+    /// `y[i] = L(x[i]) mod p` for several inputs, of one caller or of many: each answer is what
+    /// [`Linear::apply`] gives for it alone.
+    ///
+    /// Weights are read once for all rows of all inputs where the layer is a matrix product, and once for all
+    /// tiles of a block where it is a 3×3 convolution; both are bound by that for a single small input.
+    ///
+    /// Shapes, domain, exactness: as [`Linear::apply`], for each pair.
+    /// Panics: `x` and `y` differ in number, or one has another length.
+    pub fn apply_many(&self, x: &[&[u32]], y: &mut [&mut [u32]]) {
+        assert_eq!(x.len(), y.len(), "as many answers as inputs");
+        let (inputs, outputs) = (self.shape.inputs(), self.shape.outputs());
+        for (x, y) in x.iter().zip(&*y) {
+            assert_eq!(
+                (x.len(), y.len()),
+                (inputs, outputs),
+                "x and y have the shape's lengths"
+            );
+        }
         match &self.kernel {
-            Kernel::Scalar(weights) => scalar::apply(&self.shape, weights, x, y),
+            Kernel::Scalar(weights) => {
+                for (x, y) in x.iter().zip(y) {
+                    scalar::apply(&self.shape, weights, x, y);
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Packed(packed) => packed.apply(jobs::wanted(self.shape.macs()), x, y),
+            Kernel::Packed(packed) if !x.is_empty() => {
+                let macs = self.shape.macs().saturating_mul(x.len() as u64);
+                packed.apply(jobs::wanted(macs), x, y);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Packed(_) => {}
         }
     }
 
@@ -144,6 +185,31 @@ impl fmt::Debug for Linear {
     }
 }
 
+/// Overwrites what [`Linear::apply`] left of x in the buffers of this thread and, with the feature `parallel`, of
+/// the current rayon pool.
+///
+/// For callers whose x is secret, a one-time pad say: once after the last of them.
+pub fn wipe() {
+    #[cfg(feature = "parallel")]
+    rayon::broadcast(|_| wipe_thread());
+    wipe_thread();
+}
+
+fn wipe_thread() {
+    #[cfg(target_arch = "x86_64")]
+    bytes::wipe_thread();
+    #[cfg(target_arch = "x86_64")]
+    tiles::wipe_thread();
+    #[cfg(target_arch = "x86_64")]
+    for isa in Isa::available() {
+        match isa {
+            Isa::Scalar | Isa::Portable => {}
+            Isa::Avx2(token) => vectors::Vectors::scratch(token, vectors::Scratch::wipe),
+            Isa::Avx512(token) => vectors::Vectors::scratch(token, vectors::Scratch::wipe),
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn pack<V: vectors::Vectors>(
     isa: Isa,
@@ -158,6 +224,16 @@ fn pack<V: vectors::Vectors>(
         Shape::Conv(conv) => Box::new(Pixels::new(token, conv, weights)),
         Shape::MatMul(matmul) => Box::new(Words::new(token, matmul, weights)),
     }
+}
+
+/// The forms that only AVX-512 has, where one suits.
+#[cfg(target_arch = "x86_64")]
+fn pack_wide(token: Avx512, conv: &Valid<Conv>, weights: &Weights) -> Option<Box<dyn Packed>> {
+    if let Some(tiles) = Tiles::new(token, conv, weights) {
+        return Some(Box::new(tiles));
+    }
+    let bytes = Bytes::suits(conv).then(|| Bytes::new(token, conv, weights));
+    Some(Box::new(bytes??))
 }
 
 #[cfg(test)]

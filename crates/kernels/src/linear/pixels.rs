@@ -5,7 +5,7 @@
 use super::Packed;
 use super::jobs::{self, Grid, Job};
 use super::shape::{Conv, Valid};
-use super::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, blocks, steps};
+use super::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, blocks, room, steps};
 use super::weights::Weights;
 use super::window::Window;
 
@@ -48,8 +48,6 @@ impl<V: Vectors> Pixels<V> {
 
     fn work(&self, x: &[u32], mut job: Job<'_>, scratch: &mut Scratch<V>) {
         let Scratch { panels, pixels, .. } = scratch;
-        panels.resize_with(panels.len().max(1), V::Panel::default);
-        let panel = &mut panels[0];
         let Self {
             isa,
             window,
@@ -57,30 +55,47 @@ impl<V: Vectors> Pixels<V> {
             ..
         } = self;
         let terms = in_group * window.taps();
+        let longest = blocks::<V>(terms)
+            .map(|block| steps::<V>(block.len()))
+            .max();
         let per_group: usize = blocks::<V>(terms)
             .map(|block| steps::<V>(block.len()))
             .sum();
+        // Several vectors of pixels at a time, so that every row of weights and of outputs is visited seldom.
+        let vectors = CACHED / (longest.unwrap_or(1) * size_of::<V::Pixels>());
+        let at_once = vectors.clamp(1, MOST_VECTORS) * V::LANES;
         let x = &x[job.group * in_group * window.plane()..][..in_group * window.plane()];
         let columns = job.rows[0].len();
-        for column in (0..columns).step_by(V::LANES) {
-            let count = V::LANES.min(columns - column);
-            isa.panel(window, job.column + column, count, panel);
+        for start in (0..columns).step_by(at_once) {
+            let end = columns.min(start + at_once);
+            panels.resize_with((end - start).div_ceil(V::LANES), V::Panel::default);
+            let starts = (start..end).step_by(V::LANES);
+            for (panel, column) in panels.iter_mut().zip(starts.clone()) {
+                let count = V::LANES.min(end - column);
+                isa.panel(window, job.column + column, count, panel);
+            }
             let mut first = job.group * self.out_group * per_group;
             for block in blocks::<V>(terms) {
                 let steps = steps::<V>(block.len());
                 let overwrite = block.start == 0;
-                isa.pack_pixels(x, *in_group, panel, block, pixels);
+                pixels.clear();
+                room(pixels, panels.len() * steps);
+                for panel in panels.iter() {
+                    isa.pack_pixels(x, *in_group, panel, block.clone(), pixels);
+                }
                 for (index, (plane, place)) in self.planes.iter().enumerate() {
-                    let store = Store {
-                        column,
-                        count,
-                        place: *place,
-                        first: overwrite && index == 0,
-                    };
                     let mut at = first + job.row * steps;
                     for rows in job.rows.chunks_mut(PIXEL_ROWS) {
                         let weights = &plane[at..][..rows.len() * steps];
-                        isa.pixel_tile(pixels, weights, store, rows);
+                        for (pixels, column) in pixels.chunks_exact(steps).zip(starts.clone()) {
+                            let store = Store {
+                                column,
+                                count: V::LANES.min(end - column),
+                                place: *place,
+                                first: overwrite && index == 0,
+                            };
+                            isa.pixel_tile(pixels, weights, store, rows);
+                        }
                         at += weights.len();
                     }
                 }
@@ -98,17 +113,19 @@ impl<V: Vectors> Packed for Pixels<V> {
             .sum()
     }
 
-    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
+    fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]) {
         let grid = Grid {
             rows: self.out_group,
             columns: self.window.pixels(),
             step: [PIXEL_ROWS, V::LANES],
             columns_first: true,
         };
-        let jobs = grid.cut(y, wanted);
-        jobs::run(jobs, |job| {
-            self.isa.scratch(|scratch| self.work(x, job, scratch))
-        });
+        for (x, y) in x.iter().zip(y) {
+            let jobs = grid.cut(y, wanted);
+            jobs::run(jobs, |job| {
+                self.isa.scratch(|scratch| self.work(x, job, scratch))
+            });
+        }
     }
 }
 
@@ -129,3 +146,9 @@ fn pack<V: Vectors>(group: &[i8], channels: usize, taps: usize, packed: &mut Vec
         }
     }
 }
+
+/// Bytes of packed words that stay in a first-level cache beside the weights of a tile.
+const CACHED: usize = 24 << 10;
+
+/// Most vectors of pixels that are packed before the weights pass by them.
+const MOST_VECTORS: usize = 8;

@@ -232,6 +232,108 @@ fn network_shapes_equal_the_definition() {
     }
 }
 
+#[test]
+fn tiles_equal_the_definition() {
+    let mut rng = Words(6);
+    let uneven = Conv {
+        pad_begin: [0, 2],
+        pad_end: [1, 0],
+        ..conv(1, [32, 47], [15, 18], [3, 3])
+    };
+    let apart = Conv {
+        pad_begin: [3, 3],
+        pad_end: [6, 7],
+        ..conv(1, [35, 80], [9, 3], [3, 3])
+    };
+    for conv in [
+        same(1, [32, 32], 12, 3, 1),
+        same(1, [33, 64], 13, 3, 1),
+        same(1, [32, 40], 28, 3, 1),
+        same(1, [100, 33], 14, 3, 1),
+        uneven,
+        apart,
+    ] {
+        let shape = Shape::conv(conv).unwrap();
+        let mut small = |limit: usize| -> Vec<i8> {
+            let weight = |_| (rng.below(2 * limit + 1) as isize - limit as isize) as i8;
+            (0..shape.weights()).map(weight).collect()
+        };
+        // Few folds, many, and weights that cannot be taken to the points.
+        let planes = [small(3), small(127), vec![-128; shape.weights()]];
+        for plane in planes {
+            let weights = Weights::new(vec![plane], 0).unwrap();
+            assert_variants(&shape, &weights, &rng.words(shape.inputs()));
+            let extremes = (0..shape.inputs())
+                .map(|_| rng.pick(&EXTREMES))
+                .collect::<Vec<_>>();
+            assert_variants(&shape, &weights, &extremes);
+        }
+    }
+}
+
+#[test]
+fn several_inputs_are_answered_like_each_alone() {
+    let mut rng = Words(7);
+    for shape in [
+        Shape::conv(same(1, [32, 48], 13, 3, 1)).unwrap(),
+        Shape::conv(same(1, [20, 40], 7, 3, 1)).unwrap(),
+        Shape::conv(same(1, [20, 40], 9, 1, 2)).unwrap(),
+        Shape::conv(same(6, [6, 12], 9, 3, 1)).unwrap(),
+        Shape::matmul(MatMul {
+            groups: 3,
+            rows: 2,
+            inner: 5000,
+            columns: 40,
+        })
+        .unwrap(),
+    ] {
+        let plane = (0..shape.weights()).map(|_| rng.below(41) as i8 - 20);
+        let weights = Weights::new(vec![plane.collect()], 0).unwrap();
+        let x: Vec<Vec<u32>> = (0..5).map(|_| rng.words(shape.inputs())).collect();
+        let x: Vec<&[u32]> = x.iter().map(Vec::as_slice).collect();
+        let expected: Vec<Vec<u32>> = x.iter().map(|x| defined(&shape, &weights, x)).collect();
+        for isa in isas() {
+            let linear = Linear::with_isa(isa, shape.clone(), &weights).unwrap();
+            let mut y = vec![vec![u32::MAX; shape.outputs()]; x.len()];
+            let mut slices: Vec<&mut [u32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
+            linear.apply_many(&x, &mut slices);
+            assert_eq!(y, expected, "{} at {shape:?}", isa.name());
+            linear.apply_many(&[], &mut []);
+        }
+    }
+}
+
+#[test]
+fn images_in_bytes_equal_the_definition() {
+    let mut rng = Words(8);
+    let cropped = Conv {
+        stride: [2, 3],
+        ..conv(1, [5, 50], [12, 11], [3, 4])
+    };
+    let apart = Conv {
+        dilation: [2, 1],
+        pad_begin: [4, 0],
+        pad_end: [0, 3],
+        ..conv(1, [19, 16], [7, 7], [3, 3])
+    };
+    for conv in [
+        same(1, [48, 40], 7, 3, 1),
+        same(1, [16, 17], 7, 1, 1),
+        same(1, [21, 70], 7, 3, 2),
+        same(1, [3, 20], 41, 7, 2),
+        same(1, [3, 70], 33, 7, 1),
+        same(1, [600, 4], 5, 3, 1),
+        cropped,
+        apart,
+    ] {
+        let shape = Shape::conv(conv).unwrap();
+        let weights = rng.weights(shape.weights(), 1);
+        assert_variants(&shape, &weights, &rng.words(shape.inputs()));
+        let least = Weights::new(vec![vec![-128; shape.weights()]], 0).unwrap();
+        assert_variants(&shape, &least, &vec![u32::MAX; shape.inputs()]);
+    }
+}
+
 /// Words whose limbs, halves or centred halves are extreme.
 const EXTREMES: [u32; 10] = [
     0,

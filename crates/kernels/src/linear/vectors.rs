@@ -7,6 +7,9 @@
 
 use std::ops::Range;
 
+use zeroize::Zeroize;
+
+use super::tiles::Line;
 use super::window::Window;
 
 /// An instruction set with exact multiply-accumulate. Implemented by its token.
@@ -40,7 +43,7 @@ pub(super) trait Vectors: Copy + Send + Sync + 'static {
     /// Finds where output pixels `first..first + count` read, `count ≤ LANES`.
     fn panel(self, window: &Window, first: usize, count: usize, panel: &mut Self::Panel);
 
-    /// Writes terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
+    /// Appends terms `terms` of a panel, numbered tap by tap and channel by channel within a tap.
     ///
     /// `x` holds `channels` whole planes.
     fn pack_pixels(
@@ -80,6 +83,7 @@ pub(super) struct Scratch<V: Vectors> {
     pub(super) panels: Vec<V::Panel>,
     pub(super) pixels: Vec<V::Pixels>,
     pub(super) words: Vec<V::Words>,
+    pub(super) lines: Vec<Line>,
 }
 
 impl<V: Vectors> Default for Scratch<V> {
@@ -88,7 +92,30 @@ impl<V: Vectors> Default for Scratch<V> {
             panels: Vec::new(),
             pixels: Vec::new(),
             words: Vec::new(),
+            lines: Vec::new(),
         }
+    }
+}
+
+impl<V: Vectors> Scratch<V> {
+    /// Overwrites all limbs, those of longer runs before the last one too.
+    pub(super) fn wipe(&mut self) {
+        wipe(&mut self.pixels);
+        wipe(&mut self.words);
+        wipe(&mut self.lines);
+    }
+}
+
+pub(super) fn wipe<T>(limbs: &mut Vec<T>) {
+    limbs.clear();
+    limbs.spare_capacity_mut().zeroize();
+}
+
+/// Makes room for `count` entries; memory that is too small is overwritten before it is given back.
+pub(super) fn room<T>(limbs: &mut Vec<T>, count: usize) {
+    if limbs.capacity() < count {
+        wipe(limbs);
+        limbs.reserve_exact(count);
     }
 }
 

@@ -3,10 +3,12 @@
 //! A panel of weight columns stays in cache while all rows of a block pass by it; with a single row every
 //! weight byte is read once, in order.
 
+use std::ops::Range;
+
 use super::Packed;
 use super::jobs::{self, Grid, Job};
 use super::shape::MatMul;
-use super::vectors::{Scratch, Store, Vectors, WORD_ROWS, WORD_VECTORS, blocks, steps};
+use super::vectors::{Scratch, Store, Vectors, WORD_ROWS, WORD_VECTORS, blocks, room, steps};
 use super::weights::Weights;
 
 /// A matrix product with packed weights.
@@ -37,18 +39,13 @@ impl<V: Vectors> Words<V> {
         }
     }
 
-    fn work(&self, x: &[u32], mut job: Job<'_>, scratch: &mut Scratch<V>) {
-        let MatMul {
-            rows,
-            inner,
-            columns,
-            ..
-        } = self.shape;
+    fn work(&self, x: &[&[u32]], mut job: Job<'_>, scratch: &mut Scratch<V>) {
+        let MatMul { inner, columns, .. } = self.shape;
         let vectors = columns.div_ceil(V::LANES);
         let per_group: usize = blocks::<V>(inner)
             .map(|block| steps::<V>(block.len()))
             .sum();
-        let x = &x[(job.group * rows + job.row) * inner..];
+        let x = &x[job.row..][..job.rows.len()];
         let longest = blocks::<V>(inner)
             .next()
             .map_or(0, |block| steps::<V>(block.len()));
@@ -56,7 +53,7 @@ impl<V: Vectors> Words<V> {
         let parts = job.rows.len().div_ceil(most);
         let height = job.rows.len().div_ceil(parts).next_multiple_of(WORD_ROWS);
         for (part, rows) in job.rows.chunks_mut(height).enumerate() {
-            let x = &x[part * height * inner..][..rows.len() * inner];
+            let x = &x[part * height..][..rows.len()];
             let mut first = job.group * vectors * per_group;
             for block in blocks::<V>(inner) {
                 let steps = steps::<V>(block.len());
@@ -78,18 +75,16 @@ impl<V: Vectors> Words<V> {
     }
 
     /// Packs terms `block` of every row of `x` as `[tile of rows][step][row]`.
-    fn pack_rows(&self, x: &[u32], block: std::ops::Range<usize>, words: &mut Vec<V::Words>) {
+    fn pack_rows(&self, x: &[&[u32]], block: Range<usize>, words: &mut Vec<V::Words>) {
         let steps = steps::<V>(block.len());
-        let rows = x.len() / self.shape.inner;
-        words.resize(rows * steps, V::NO_WORDS);
-        let tiles = x
-            .chunks(WORD_ROWS * self.shape.inner)
-            .zip(words.chunks_mut(WORD_ROWS * steps));
+        room(words, x.len() * steps);
+        words.resize(x.len() * steps, V::NO_WORDS);
+        let tiles = x.chunks(WORD_ROWS).zip(words.chunks_mut(WORD_ROWS * steps));
         for (x, words) in tiles {
-            let every = x.len() / self.shape.inner;
-            for (row, x) in x.chunks_exact(self.shape.inner).enumerate() {
+            for (row, words_of) in x.iter().enumerate() {
+                let words = &mut words[row..];
                 self.isa
-                    .pack_words(&x[block.clone()], every, &mut words[row..]);
+                    .pack_words(&words_of[block.clone()], x.len(), words);
             }
         }
     }
@@ -131,18 +126,39 @@ impl<V: Vectors> Packed for Words<V> {
             .sum()
     }
 
-    fn apply(&self, wanted: usize, x: &[u32], y: &mut [u32]) {
-        let MatMul { rows, columns, .. } = self.shape;
-        let step = [WORD_ROWS, WORD_VECTORS * V::LANES];
+    fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]) {
+        let MatMul {
+            groups,
+            rows,
+            inner,
+            columns,
+        } = self.shape;
+        // One product for each group: the rows of all images, one under the other.
+        let images = x.len();
+        let group = |g: usize| {
+            x.iter()
+                .flat_map(move |x| x[g * rows * inner..][..rows * inner].chunks_exact(inner))
+        };
+        let x: Vec<Vec<&[u32]>> = (0..groups).map(|g| group(g).collect()).collect();
+        let mut y_rows: Vec<Vec<&mut [u32]>> = (0..groups)
+            .map(|_| Vec::with_capacity(images * rows))
+            .collect();
+        for y in y.iter_mut() {
+            for (y, to) in y.chunks_exact_mut(rows * columns).zip(&mut y_rows) {
+                to.extend(y.chunks_exact_mut(columns));
+            }
+        }
+        let rows = images * rows;
         let grid = Grid {
             rows,
             columns,
-            step,
+            step: [WORD_ROWS, WORD_VECTORS * V::LANES],
             columns_first: rows < ROWS_FIRST,
         };
-        let jobs = grid.cut(y, wanted);
-        jobs::run(jobs, |job| {
-            self.isa.scratch(|scratch| self.work(x, job, scratch))
+        let jobs = grid.cut_rows(y_rows, wanted);
+        jobs::share(wanted, jobs, |job| {
+            let x = &x[job.group];
+            self.isa.scratch(|scratch| self.work(x, job, scratch));
         });
     }
 }

@@ -9,8 +9,9 @@
 use larvatus_kernels::check::agree;
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose};
-use larvatus_kernels::reveal::{Claim, RankOne, check_sums};
+use larvatus_kernels::reveal::{Claim, Factors, RankOne, check_sums};
 use larvatus_proto::program::LayerId;
+use larvatus_proto::words::Words;
 use zeroize::Zeroizing;
 
 use crate::error::DealerMisbehaved;
@@ -54,9 +55,9 @@ impl PadChecks {
         round: usize,
         number: u64,
         seed: &Seed,
-        words: Vec<u32>,
+        words: Words,
     ) -> Result<Vec<Unmask>, DealerMisbehaved> {
-        let mut words = Unmask(words);
+        let mut words = Unmask(words.into_vec());
         let planned = &plan.rounds()[round];
         let layers = plan.layers();
         let outputs = planned
@@ -110,7 +111,8 @@ impl PadChecks {
         u: &[u32],
     ) -> Result<(), DealerMisbehaved> {
         let LayerCheck { v, a } = &self.0[id.index()];
-        let (v, a): (Vec<&RankOne>, Vec<&RankOne>) = (v.iter().collect(), a.iter().collect());
+        let v_factors: Vec<Factors<'_>> = v.iter().map(RankOne::factors).collect();
+        let a_factors: Vec<Factors<'_>> = a.iter().map(RankOne::factors).collect();
         let shape = &layer.spec.shape;
         let images = pad
             .chunks_exact(shape.inputs())
@@ -118,8 +120,8 @@ impl PadChecks {
         let mut lie = None;
         for (image, (pad, u)) in images.enumerate() {
             // Pads are canonical; a has the same form in all repetitions.
-            let expected = check_sums(&claim(pad, &a), &a).dots;
-            let found = check_sums(&claim(u, &v), &v);
+            let expected = check_sums(&claim(pad, a), &a_factors).dots;
+            let found = check_sums(&claim(u, v), &v_factors);
             let equal = bool::from(agree(&expected, &found.dots));
             if !found.canonical {
                 lie = lie.or(Some(DealerMisbehaved::NotCanonical { layer: id, image }));
@@ -139,7 +141,7 @@ impl PadChecks {
 }
 
 /// Words in the form of the vectors that they are multiplied with.
-fn claim<'a>(words: &'a [u32], vectors: &[&RankOne]) -> Claim<'a> {
+fn claim<'a>(words: &'a [u32], vectors: &[RankOne]) -> Claim<'a> {
     let (rows, cols) = vectors
         .first()
         .map_or((1, words.len()), |v| (v.outer.len(), v.inner.len()));

@@ -1,10 +1,12 @@
 //! What rides along in the pass that reveals a layer's answer.
 //!
 //! Behind a linear node stand, in practice, a bias, a folded batch-norm, an activation, a residual
-//! add. Each would cost a pass of its own over the tensor; in the reveal pass they are free. A
+//! add, a pooling. Each would cost a pass of its own over the tensor; in the reveal pass they are free. A
 //! chain is followed while each tensor has one reader and is no output of the model.
 
 use larvatus_kernels::activation::Activation;
+use larvatus_kernels::linear::Shape;
+use larvatus_kernels::local::pool::Windows;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::change_axes::AxisOp;
@@ -12,8 +14,9 @@ use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::{math, nn};
 
 use super::linear::{Linear, floats, resolve_views};
+use super::local::max_windows;
 
-/// What follows `y = L(x)`: `post(pre(y·factor + bias) + residual)`.
+/// What follows `y = L(x)`: `pool(post(pre(y·factor + bias) + residual))`.
 #[derive(Clone, Debug)]
 pub(crate) struct Tail {
     /// One per output channel.
@@ -24,6 +27,8 @@ pub(crate) struct Tail {
     /// A tensor of the output's size that is known before the answer is.
     pub(crate) residual: Option<OutletId>,
     pub(crate) post: Activation,
+    /// Maxima over windows of each channel, behind everything else.
+    pub(crate) pool: Option<Windows>,
     /// The tensor that the whole chain yields.
     pub(crate) output: OutletId,
     pub(crate) shape: Vec<usize>,
@@ -35,7 +40,9 @@ impl Tail {
     /// Operations that ride along, for display.
     pub(crate) fn describe(&self) -> String {
         let add = self.residual.map(|_| "add");
-        let parts = [activation_name(&self.pre), add, activation_name(&self.post)];
+        let pool = self.pool.as_ref().map(|_| "maxpool");
+        let (pre, post) = (activation_name(&self.pre), activation_name(&self.post));
+        let parts = [pre, add, post, pool];
         parts.into_iter().flatten().collect::<Vec<_>>().join("+")
     }
 }
@@ -69,6 +76,7 @@ pub(crate) fn tail(
         pre: Activation::None,
         residual: None,
         post: Activation::None,
+        pool: None,
         output: OutletId::new(linear.node, 0),
         shape: linear.output_shape.clone(),
         nodes: Vec::new(),
@@ -101,6 +109,23 @@ fn step(
     }
     let node = graph.node(reader.node);
     let output = OutletId::new(node.id, 0);
+    if tail.pool.is_some() {
+        return None;
+    }
+    if let Some(windows) = planes(graph, node, linear) {
+        let shape = graph
+            .outlet_fact(output)
+            .ok()?
+            .shape
+            .as_concrete()?
+            .to_vec();
+        return Some(Box::new(move |tail| {
+            tail.pool = Some(windows);
+            tail.nodes.push(output.node);
+            tail.output = output;
+            tail.shape = shape;
+        }));
+    }
     let fact = graph.outlet_fact(output).ok()?;
     let shape = fact.shape.as_concrete()?.to_vec();
     let same_size = fact.datum_type == DatumType::F32
@@ -155,6 +180,20 @@ fn step(
     }))
 }
 
+/// The windows of a pooling of this layer's channels, if a node is one.
+fn planes(graph: &TypedModel, node: &TypedNode, linear: &Linear) -> Option<Windows> {
+    let Shape::Conv(_) = linear.shape else {
+        return None;
+    };
+    let (rows, cols) = linear.shape.output_rows_cols();
+    let windows = max_windows(graph, node)?;
+    let fits = windows.planes == linear.images * rows
+        && windows.input.iter().product::<usize>() == cols
+        && windows.output.iter().all(|side| *side > 0)
+        && linear.output_order.is_none();
+    fits.then_some(windows)
+}
+
 /// Puts an activation where the chain has room for one.
 fn activate(
     tail: &Tail,
@@ -204,7 +243,8 @@ fn activate(
     }))
 }
 
-fn elementwise(op: &ElementWiseOp) -> Option<Activation> {
+/// The activation that an elementwise node applies.
+pub(super) fn elementwise(op: &ElementWiseOp) -> Option<Activation> {
     if op.1.is_some() {
         return None;
     }

@@ -2,14 +2,15 @@
 //!
 //! [`Model::load`] parses and types the graph with tract, folds its constants and fixes its
 //! shapes. [`linear`] recognises the nodes that are linear maps with constant weights, `fold`
-//! finds what can ride along in the pass that reveals their answers, and `rounds` cuts the graph
-//! into local segments between the rounds of calls.
+//! finds what can ride along in the pass that reveals their answers, `rounds` cuts the graph into
+//! local segments between the rounds of calls, and `local` puts our operators into those.
 //!
 //! Nothing here panics on a model's bytes: sizes are limited before the engine sees them, and a
 //! panic inside the engine becomes [`ModelError::Engine`].
 
 pub(crate) mod fold;
 pub mod linear;
+mod local;
 pub(crate) mod order;
 pub(crate) mod rounds;
 
@@ -17,9 +18,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use larvatus_proto::digest::Digest;
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{DimLike, TDim};
+use tract_onnx::tract_core::internal::{DimLike, Op, TDim};
 use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::infer::{Factoid, InferenceFact};
+use tract_onnx::tract_hir::ops::unimpl::UnimplementedOp;
 use tract_onnx::{onnx, pb};
 
 /// Largest tensor that a model may declare, in elements.
@@ -120,6 +122,7 @@ impl Model {
                     message: innermost(&err),
                 })?;
         check_tensors(&proto)?;
+        check_inputs(&proto)?;
         let names = |ports: &[pb::ValueInfoProto]| -> Vec<String> {
             ports.iter().map(|port| port.name.clone()).collect()
         };
@@ -199,8 +202,18 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result
     })
 }
 
-/// Makes a graph ready to run, as optimised as the engine manages.
+/// Makes a graph ready to run, with our operators where they fit.
 pub(crate) fn runnable(graph: TypedModel) -> Result<Arc<TypedSimplePlan>, ModelError> {
+    let ours = || {
+        let mut graph = graph.clone().into_decluttered()?;
+        local::replace(&mut graph)?;
+        graph.into_optimized()?.into_runnable()
+    };
+    guarded(|| ours().map_err(|err| engine(&err))).or_else(|_| runnable_by_engine(graph))
+}
+
+/// Makes a graph ready to run, as optimised as the engine manages.
+pub(crate) fn runnable_by_engine(graph: TypedModel) -> Result<Arc<TypedSimplePlan>, ModelError> {
     guarded(|| {
         let plain = graph.clone();
         let optimized = graph.into_optimized().and_then(IntoRunnable::into_runnable);
@@ -276,9 +289,30 @@ fn typed(
             .set_input_fact(ix, InferenceFact::dt_shape(datum, shape))
             .map_err(|err| engine(&err))?;
     }
-    let mut typed = model.into_typed().map_err(|err| engine(&err))?;
+    let missing = missing_operators(&model);
+    let mut typed = model.into_typed().map_err(|err| match missing {
+        None => engine(&err),
+        Some(message) => ModelError::Engine { message },
+    })?;
     plain_outputs(&mut typed).map_err(|err| engine(&err))?;
-    typed.into_decluttered().map_err(|err| engine(&err))
+    let mut typed = typed.into_decluttered().map_err(|err| engine(&err))?;
+    local::name_functions(&mut typed).map_err(|err| engine(&err))?;
+    Ok(typed)
+}
+
+/// The operators that the engine lacks, in a sentence, where there are any.
+fn missing_operators(model: &InferenceModel) -> Option<String> {
+    let lacking = model
+        .nodes
+        .iter()
+        .filter_map(|node| node.op_as::<UnimplementedOp>());
+    // The engine names such an operator "Unimplemented(Name)".
+    let mut names: Vec<String> = lacking
+        .map(|op| op.name().replace("Unimplemented(", "").replace(')', ""))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| format!("the graph engine has no operator {}", names.join(", ")))
 }
 
 /// The engine keeps sizes of tensors as dimensions; where one is an output, ONNX wants an integer.
@@ -358,6 +392,32 @@ fn closed_shape(name: &str, fact: &InferenceFact) -> Result<Vec<usize>, ModelErr
             (_, None) => Err(open(&dims)),
         })
         .collect()
+}
+
+/// Refuses inputs that are no tensors, of which the engine's messages keep nothing but the name.
+fn check_inputs(proto: &pb::ModelProto) -> Result<(), ModelError> {
+    let Some(graph) = &proto.graph else {
+        return Ok(());
+    };
+    let is_constant = |name: &str| {
+        graph
+            .initializer
+            .iter()
+            .any(|constant| constant.name == name)
+    };
+    let typeless = graph.input.iter().find(|port| {
+        let kind = port.r#type.as_ref().map(|kind| kind.value.is_some());
+        kind == Some(false) && !is_constant(&port.name)
+    });
+    match typeless {
+        None => Ok(()),
+        Some(port) => Err(ModelError::Engine {
+            message: format!(
+                "input {:?} is a sequence or optional, not a tensor",
+                port.name
+            ),
+        }),
+    }
 }
 
 /// Holds every tensor that the graph will make against [`MAX_ELEMENTS`]: a window of a few bytes

@@ -81,6 +81,8 @@ pub struct Guarantees {
     pub lifetime: ErrorBits,
     /// Inferences of that lifetime.
     pub inferences: u64,
+    /// What has to be assumed of where stored tickets lie; `None` without such tickets.
+    pub assumes: Option<&'static str>,
 }
 
 impl Guarantees {
@@ -99,6 +101,11 @@ impl Guarantees {
             lifetime: self.lifetime.any_of(2),
             ..self
         }
+    }
+
+    /// The same where tickets come from a store, which assumes something, or nothing.
+    pub fn with_store(self, assumes: Option<&'static str>) -> Self {
+        Self { assumes, ..self }
     }
 
     /// One sentence for people.
@@ -120,7 +127,10 @@ impl Guarantees {
                 self.per_inference.bits()
             )
         };
-        format!("{privacy}, {integrity}")
+        match self.assumes {
+            None => format!("{privacy}, {integrity}"),
+            Some(assumes) => format!("{privacy}, {integrity}; assumes {assumes}"),
+        }
     }
 }
 
@@ -140,6 +150,7 @@ impl Plan {
                 per_inference: ErrorBits::NONE,
                 lifetime: ErrorBits::NONE,
                 inferences: lifetime,
+                assumes: None,
             };
         }
         let per_check = ErrorBits::of_check(self.repetitions());
@@ -152,6 +163,7 @@ impl Plan {
             per_inference: per_check.any_of(equations),
             lifetime: per_check.any_of(equations.saturating_mul(lifetime)),
             inferences: lifetime,
+            assumes: None,
         }
     }
 }

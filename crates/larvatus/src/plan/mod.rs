@@ -72,6 +72,8 @@ pub struct Kept {
     pub macs: Option<u64>,
     /// Why it stays.
     pub why: StaysLocal,
+    /// How many layers that go come before it in the graph.
+    pub(crate) before: usize,
 }
 
 /// One tensor on its way to the worker.
@@ -151,11 +153,13 @@ impl Plan {
             .map_err(|err| crate::model::engine(&err))?;
         for &id in &order {
             let node = graph.node(id);
+            let before = found.len();
             let keep = |kind, macs, why| Kept {
                 name: node.name.clone(),
                 kind,
                 macs,
                 why,
+                before,
             };
             match recognise(graph, node) {
                 Ok(None) => {}

@@ -3,7 +3,7 @@
 use larvatus_kernels::linear::Shape;
 use serde::Serialize;
 
-use super::{Layer, Plan};
+use super::{Kept, Layer, Plan};
 use crate::model::linear::Kind;
 use crate::policy::Hiding;
 
@@ -37,7 +37,7 @@ pub struct Row {
 }
 
 impl Plan {
-    /// Every linear layer: those of the worker in the order of the rounds, then those that stay.
+    /// Every linear layer, in the order of the graph.
     pub fn rows(&self) -> Vec<Row> {
         let costs = self.costs();
         let away = self.layers().iter().zip(costs).map(|(layer, cost)| {
@@ -83,21 +83,30 @@ impl Plan {
                 round: Some(placed.round),
             }
         });
-        let here = self.kept().iter().map(|kept| Row {
-            name: kept.name.clone(),
-            op: kept.kind.to_string(),
-            shape: String::new(),
-            macs: kept.macs.unwrap_or(0),
-            up: 0,
-            down: 0,
-            placement: "trusted",
-            why: kept.why.to_string(),
-            hiding: "local",
-            integrity: "local".to_owned(),
-            guarantee: "never leaves".to_owned(),
-            round: None,
-        });
-        away.chain(here).collect()
+        let mut rows: Vec<Row> = away.collect();
+        // They are in the order of the graph themselves, so each moves the later ones by one.
+        for (earlier, kept) in self.kept().iter().enumerate() {
+            rows.insert(kept.before + earlier, here(kept));
+        }
+        rows
+    }
+}
+
+/// A layer that stays.
+fn here(kept: &Kept) -> Row {
+    Row {
+        name: kept.name.clone(),
+        op: kept.kind.to_string(),
+        shape: String::new(),
+        macs: kept.macs.unwrap_or(0),
+        up: 0,
+        down: 0,
+        placement: "trusted",
+        why: kept.why.to_string(),
+        hiding: "local",
+        integrity: "local".to_owned(),
+        guarantee: "never leaves".to_owned(),
+        round: None,
     }
 }
 

@@ -5,15 +5,36 @@ use std::time::Duration;
 
 use larvatus_proto::frame::{Frame, HEADER, Request};
 use larvatus_proto::machine::Now;
+use larvatus_proto::words::{Heap, Memory, Words};
 
 use super::Output;
-use crate::claim::{Hidden, hide_upload, open};
+use crate::claim::{Hidden, Scratch, hide_upload, open};
 use crate::error::{InferError, InputError, WorkerMisbehaved};
 use crate::inference::{Inference, Next};
 use crate::plan::Plan;
 use crate::policy::Hiding;
+use crate::pool::Pool;
 use crate::secret::{Checks, TicketSet, Unmask};
 use crate::tensor::Tensor;
+
+/// What all inferences of a session work with.
+pub(super) struct Desk {
+    /// Where requests are written.
+    pub(super) memory: Arc<dyn Memory>,
+    /// Where opened answers lie.
+    pub(super) pool: Pool,
+    pub(super) scratch: Scratch,
+}
+
+impl Desk {
+    pub(super) fn new() -> Self {
+        Self {
+            memory: Arc::new(Heap),
+            pool: Pool::default(),
+            scratch: Scratch::default(),
+        }
+    }
+}
 
 /// What an inference does next.
 pub(super) enum Progress {
@@ -53,11 +74,12 @@ impl Flight {
         plan: &Arc<Plan>,
         inputs: Vec<Tensor>,
         secrets: Option<TicketSet>,
+        desk: &Desk,
         begun: Now,
     ) -> Result<Self, InputError> {
         Ok(Self {
             plan: Arc::clone(plan),
-            inference: Inference::new(Arc::clone(plan), inputs)?,
+            inference: Inference::new(Arc::clone(plan), inputs, desk.pool.clone())?,
             secrets,
             awaited: None,
             begun,
@@ -74,6 +96,7 @@ impl Flight {
         call: u64,
         checks: &Checks,
         keep_request: bool,
+        desk: &mut Desk,
         now: Now,
     ) -> Result<Progress, InferError> {
         let round = match self.inference.advance()? {
@@ -106,17 +129,30 @@ impl Flight {
             });
         }
         let mut tickets = tickets.into_iter();
-        let mut words = vec![0; planned.uploads.iter().map(|upload| upload.words()).sum()];
-        let mut rest = &mut words[..];
+        let mut words = desk
+            .memory
+            .words(planned.uploads.iter().map(|upload| upload.words()).sum());
+        let mut at = 0;
         let mut hidden = Vec::with_capacity(planned.uploads.len());
         for upload in &planned.uploads {
-            let (out, tail) = rest.split_at_mut(upload.words());
-            rest = tail;
             let (x, maxima) = self.inference.activation(upload)?;
             let zero = self.inference.is_poisoned();
-            let secrets = tickets.next().zip(masks.as_deref());
-            let (kept, finite) =
-                hide_upload(upload, &x, maxima.as_deref(), zero, secrets, checks, out);
+            let pad = tickets
+                .next()
+                .zip(masks.as_deref())
+                .map(|(ticket, masks)| ticket.pad(masks));
+            let (kept, finite) = hide_upload(
+                upload,
+                &x,
+                maxima.as_deref(),
+                zero,
+                pad.as_ref(),
+                checks,
+                &mut words,
+                at,
+                &mut desk.scratch,
+            );
+            at += upload.words();
             if !finite && let Some(layer) = upload.readers.first() {
                 self.inference.poison(*layer);
             }
@@ -146,8 +182,9 @@ impl Flight {
     /// Opens the answer that is awaited; a lie leaves nothing behind.
     pub(super) fn open(
         &mut self,
-        words: Vec<u32>,
+        words: &Words,
         checks: &Checks,
+        desk: &mut Desk,
         now: Now,
     ) -> Result<(), InferError> {
         let Some(awaited) = self.awaited.take() else {
@@ -174,12 +211,10 @@ impl Flight {
             .into());
         }
         let mut unmasks = awaited.unmasks.into_iter();
-        let mut rest = &words[..];
+        let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
         for (id, from) in &planned.calls {
             let layer = &layers[id.index()];
-            let (claim, tail) = rest.split_at(layer.spec.outputs());
-            rest = tail;
             let upload = &planned.uploads[*from];
             let reader = upload
                 .readers
@@ -200,8 +235,19 @@ impl Flight {
             let unmask = unmasks.next();
             let hidden = &awaited.hidden[*from];
             answers.push(open(
-                *id, layer, claim, unmask, hidden, reader, checks, residual,
+                *id,
+                layer,
+                words,
+                at,
+                unmask,
+                hidden,
+                reader,
+                checks,
+                residual,
+                &desk.pool,
+                &mut desk.scratch,
             )?);
+            at += layer.spec.outputs();
         }
         self.inference.settle(planned, answers)
     }

@@ -6,6 +6,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{CHUNK, Reply, Seed};
 use larvatus_proto::program::{MAX_PROGRAM, Program, Round};
 use larvatus_proto::wire::DecodeError;
+use larvatus_proto::words::Words;
 
 use super::deal::Pads;
 use super::{Context, Pending, Refused, Role};
@@ -107,7 +108,7 @@ impl State {
         }
     }
 
-    pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Vec<u32>) -> Self {
+    pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Words) -> Self {
         let computed = |state: &AwaitCalls, cx: &mut Context| match cx.role {
             Role::Worker => state.call(cx, call, round, words),
             Role::Dealer => Err(Refused::OnlyDeals),
@@ -291,13 +292,7 @@ impl AwaitCalls {
         State::Calls(self)
     }
 
-    fn call(
-        &self,
-        cx: &mut Context,
-        call: u64,
-        round: u32,
-        words: Vec<u32>,
-    ) -> Result<(), Refused> {
+    fn call(&self, cx: &mut Context, call: u64, round: u32, words: Words) -> Result<(), Refused> {
         let program = self.model.program();
         let (_, steps) = self.round(round)?;
         let (expected, got) = (program.request_words(steps), words.len());

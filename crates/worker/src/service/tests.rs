@@ -79,7 +79,7 @@ fn call(call: u64, words: &[u32]) -> Request {
     Request::Call {
         call,
         round: 0,
-        words: words.to_vec(),
+        words: words.to_vec().into(),
     }
 }
 
@@ -127,7 +127,7 @@ fn ready(model: &WorkerModel) -> Vec<Reply> {
 fn answer(call: u64, word: u32) -> Vec<Reply> {
     vec![Reply::Answer {
         call,
-        words: vec![word],
+        words: vec![word].into(),
     }]
 }
 
@@ -213,7 +213,7 @@ fn every_state_answers_every_request_that_it_cannot_serve() {
     let request = Request::Call {
         call: 4,
         round: 1,
-        words: vec![],
+        words: vec![].into(),
     };
     assert_eq!(ask(&mut service, request), failed(Some(4), round));
     let words = Refused::Backend(BackendError::Words {
@@ -307,7 +307,7 @@ fn other_versions_and_other_protocols_end_it() {
             let frame = Frame {
                 kind,
                 head,
-                words: vec![],
+                words: vec![].into(),
             };
             let why = Request::from_frame(frame.clone()).unwrap_err();
             let mut service = make(&model);
@@ -725,7 +725,7 @@ fn whatever_frames_come_every_reply_is_one() {
             if let Some(byte) = frame.head.get_mut(byte) {
                 *byte ^= 1 << random(8);
             }
-            if let Some(word) = frame.words.get_mut(word) {
+            if let Some(word) = frame.words.own().get_mut(word) {
                 *word ^= 1 << random(32);
             }
             service.receive(frame, NOW);

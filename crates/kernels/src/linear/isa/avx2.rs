@@ -218,7 +218,6 @@ fn pack(
     terms: Range<usize>,
     out: &mut Vec<[__m256i; 2]>,
 ) {
-    out.clear();
     let mut held = None;
     let mut term = terms.start;
     while term < terms.end {

@@ -61,7 +61,8 @@ fn a_dealer_answers_with_what_the_layers_make_of_the_pads() {
     let model = rounds(5, &[2, 3]);
     let mut service = ready_with(dealer(), &model);
     for (round, uploads) in [(0, 0..2), (1, 2..5), (0, 0..2)] {
-        let words = uploads.map(|upload| expected(&model, upload)).collect();
+        let words: Vec<u32> = uploads.map(|upload| expected(&model, upload)).collect();
+        let words = words.into();
         assert_eq!(
             ask(&mut service, deal(9, round)),
             [Reply::Answer { call: 9, words }]
@@ -132,7 +133,7 @@ fn pads_beyond_the_last_number_are_refused() {
     let Reply::Answer { words, .. } = &last[0] else {
         panic!("{last:?}")
     };
-    assert_eq!(words[1023], expected(&model, u16::MAX));
+    assert_eq!(words.to_vec()[1023], expected(&model, u16::MAX));
     let refused = failed(Some(2), Refused::UploadNumber { got: 1 << 16 });
     assert_eq!(ask(&mut service, deal(2, 64)), refused);
 }

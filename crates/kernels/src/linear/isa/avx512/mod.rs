@@ -3,8 +3,11 @@
 //! The four sums l₀..l₃ start from constants near 2³⁰ whose total Σ bⱼ·2⁸ʲ is 0 mod p, so that they stay
 //! non-negative 31-bit numbers; multiplication by 2⁸ʲ mod p is then a rotation of 31 bits.
 
+mod bytes;
 mod direct;
+mod lines;
 mod reads;
+mod tiles;
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -17,6 +20,7 @@ use crate::linear::direct::{Direct, MAX_TERMS};
 use crate::linear::vectors::{PIXEL_ROWS, Scratch, Store, Vectors, WORD_ROWS};
 use crate::linear::window::Window;
 use direct::direct;
+use lines::AHEAD;
 use reads::{GATHER, ONE_RUN, Panel, RUNS_OF_ONE, RUNS_OF_TWO, find, read};
 
 const LANES: usize = 16;
@@ -218,8 +222,6 @@ fn pack<const MODE: u8>(
 ) {
     let plane = panel.plane;
     assert!(x.len() >= channels * plane, "x holds whole planes");
-    out.clear();
-    out.reserve(terms.len().div_ceil(STEP));
     let mut held = [_mm512_setzero_si512(); STEP];
     let mut holding = 0;
     let mut term = terms.start;
@@ -234,6 +236,13 @@ fn pack<const MODE: u8>(
             // SAFETY: `x` holds `channels` planes, `channel` is below that, four are read only if four are left.
             unsafe {
                 if holding == 0 && end - channel >= STEP {
+                    if panel.taps.len() == 1 {
+                        // The hardware does not follow many planes.
+                        let ahead = words.wrapping_offset(runs[0].at).wrapping_add(AHEAD);
+                        for channel in 0..STEP {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(channel * plane).cast());
+                        }
+                    }
                     out.push(cut([
                         read::<MODE>(runs, panel.base, words),
                         read::<MODE>(runs, panel.base, words.add(plane)),

@@ -34,7 +34,7 @@ pub(in crate::linear) struct Panel {
 #[derive(Clone, Copy, Default)]
 pub(in crate::linear) struct Run {
     /// The index that lane 0 would read; the tap's offset where words are gathered.
-    at: isize,
+    pub(super) at: isize,
     /// Words from there on that are read, and sixteen words later; lanes where words are gathered.
     words: [__mmask16; 2],
 }
@@ -118,6 +118,20 @@ pub(super) fn find(window: &Window, first: usize, count: usize, panel: &mut Pane
     panel.plane = window.plane();
     panel.base = _mm512_add_epi32(_mm512_mullo_epi32(y, each(input[1])), x);
     panel.taps.clear();
+    if panel.mode != GATHER && panel.count == 1 && interior(window, [oy, ox], count) {
+        let words = match panel.mode {
+            RUNS_OF_TWO => [every_second(lanes), every_second(lanes >> 8)],
+            _ => [lanes, 0],
+        };
+        for ky in 0..kernel[0] {
+            let row = runs[0].1 + window.shift(0, ky) * input[1] as isize;
+            let at = |kx| row + window.shift(1, kx);
+            panel
+                .taps
+                .extend((0..kernel[1]).map(|kx| Run { at: at(kx), words }));
+        }
+        return;
+    }
     for ky in 0..kernel[0] {
         let down = window.shift(0, ky);
         let row = _mm512_add_epi32(y, _mm512_set1_epi32(down as i32));
@@ -140,6 +154,18 @@ pub(super) fn find(window: &Window, first: usize, count: usize, panel: &mut Pane
             }
         }
     }
+}
+
+/// Whether `count` pixels from `pixel` on lie in one row and read no padding.
+fn interior(window: &Window, pixel: [usize; 2], count: usize) -> bool {
+    let last = [pixel[0], pixel[1] + count - 1];
+    last[1] < window.output[1]
+        && (0..2).all(|axis| {
+            let first = (pixel[axis] * window.stride[axis]) as isize + window.shift(axis, 0);
+            let last = (last[axis] * window.stride[axis]) as isize
+                + window.shift(axis, window.kernel[axis] - 1);
+            first >= 0 && last < window.input[axis] as isize
+        })
 }
 
 /// The words of `plane` at one tap of a panel, 0 in lanes that lie outside.

@@ -1,0 +1,96 @@
+//! Buffers that are kept for the next use.
+//!
+//! Activations are large and short-lived: a fresh buffer for each costs more in pages taken from
+//! the system, and in writing zeros to them, than the arithmetic done on it.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where buffers wait, by length; clones share them. Its memory is freed with the last clone.
+#[derive(Clone, Default)]
+pub(crate) struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
+
+impl Pool {
+    /// A buffer of `len` elements of arbitrary content.
+    pub(crate) fn take(&self, len: usize) -> Floats {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.partition_point(|buffer| buffer.len() < len);
+        // One that is much too large is left to whoever needs it.
+        let fits = kept
+            .get(at)
+            .is_some_and(|buffer| buffer.len() / 2 <= len.max(1024));
+        let data = if fits {
+            kept.remove(at)
+        } else {
+            vec![0.0; len]
+        };
+        drop(kept);
+        Floats {
+            data,
+            len,
+            home: self.clone(),
+        }
+    }
+
+    fn put(&self, data: Vec<f32>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.partition_point(|buffer| buffer.len() < data.len());
+        kept.insert(at, data);
+    }
+}
+
+/// A buffer of a pool, which it goes back to.
+pub(crate) struct Floats {
+    /// At least `len`.
+    data: Vec<f32>,
+    len: usize,
+    home: Pool,
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.data[..self.len]
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data[..self.len]
+    }
+}
+
+impl Drop for Floats {
+    fn drop(&mut self) {
+        self.home.put(std::mem::take(&mut self.data));
+    }
+}
+
+impl fmt::Debug for Floats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Floats({})", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_comes_back_and_is_taken_again() {
+        let pool = Pool::default();
+        let mut first = pool.take(5000);
+        first.fill(7.0);
+        let at = first.as_ptr();
+        drop(first);
+        // Smaller ones fit into it, unless it is far too large for them.
+        let second = pool.take(4000);
+        assert_eq!((second.as_ptr(), second.len()), (at, 4000));
+        let third = pool.take(4000);
+        assert_ne!(third.as_ptr(), at);
+        drop((second, third));
+        assert_eq!(pool.take(10).len(), 10);
+    }
+}
