@@ -13,6 +13,7 @@ use larvatus_worker::{Cpu, Limits, Service, Store};
 use serde_json::Value;
 
 use crate::common::{Folder, Ran, TINY, Worker, bits, input};
+use crate::store::provision;
 
 const INPUTS: u32 = 6;
 
@@ -65,6 +66,28 @@ fn tickets_of_a_dealer_give_the_bits_of_the_network_run_here() {
     assert_eq!(alone["tickets"]["own"], 6);
     let bits = |report: &Value| report["soundness_bits"].as_f64().unwrap();
     assert!((bits(&alone) - bits(&report) - 1.0).abs() < 0.11);
+}
+
+#[test]
+fn stored_tickets_go_first_and_the_dealer_makes_the_rest() {
+    let here = Folder::new();
+    let store = provision(&here, "2");
+    let worker = Worker::tls(&here, "worker", "w.key");
+    let dealer = Worker::tls(&here, "dealer", "d.key");
+    let parties = ["--worker", &worker.address, "--dealer", &dealer.address];
+    let (ran, report) = run(&here, &[&parties[..], &["--store", &store]].concat());
+    let (ran, report) = (ran.accepted(), report.unwrap());
+    are_exact(&here);
+    let tickets = &report["tickets"];
+    assert_eq!(tickets["source"], "store, dealer");
+    let counts = ["stored", "dealt", "own"].map(|source| tickets[source].as_u64());
+    assert_eq!(counts, [Some(2), Some(4), Some(0)]);
+    for text in [&tickets["assumes"], &report["guarantee"]] {
+        for assumed in ["do not pool", "storage is not rolled back"] {
+            assert!(text.as_str().unwrap().contains(assumed), "{text}");
+        }
+    }
+    assert_eq!(ran.err, "");
 }
 
 #[test]

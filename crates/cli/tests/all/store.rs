@@ -11,7 +11,7 @@ use crate::secrecy::{BY_CHANCE, equal_words};
 
 const ASSUMES: &str = "assumes storage is not rolled back";
 
-fn provision(here: &Folder, tickets: &str) -> String {
+pub(crate) fn provision(here: &Folder, tickets: &str) -> String {
     let store = here.at("store");
     let args = ["provision", TINY, "--tickets", tickets, "--store", &store];
     let ran = here.larvatus(&args).accepted();
