@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     let path = args.next().context("kernels layers.json [THREADS]")?;
     let most: usize = args.next().map_or(Ok(1), |threads| threads.parse())?;
     let layers: Vec<Layer> = serde_json::from_reader(std::fs::File::open(&path)?)?;
-    let beside = Path::new(&path).parent().unwrap_or(Path::new("."));
+    let beside = Path::new(&path).parent().unwrap_or_else(|| Path::new("."));
     let mut threads = vec![1];
     threads.extend((most > 1).then_some(most));
     for layer in &layers {
