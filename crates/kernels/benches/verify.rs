@@ -133,7 +133,7 @@ impl Layer {
         let weights = Weights::new(vec![plane], 0).expect("one plane");
         let linear = Linear::new(shape.clone(), &weights).expect("weights fit");
         let (rows, cols) = shape.output_rows_cols();
-        let vector = |ticket| RankOne {
+        let vector = |ticket: u64| RankOne {
             outer: draw(2 * ticket, rows),
             inner: draw(2 * ticket + 1, cols),
         };
