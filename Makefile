@@ -49,11 +49,8 @@ bench: release
 	python3 scripts/fetch.py demo speed
 	cargo bench -p larvatus-kernels --bench linear --locked
 	cargo bench -p larvatus-kernels --bench passes --locked
-	for model in vgg16 resnet50; do \
-		echo "== $$model"; \
-		$(LARVATUS) bench $(CACHE)/models/$$model.onnx --runs 10; \
-		python3 scripts/ort_cpu.py $(CACHE)/models/$$model.onnx --threads 1 --runs 10; \
-	done
+	cargo bench -p larvatus-kernels --bench verify --locked
+	python3 scripts/trusted.py --larvatus $(LARVATUS)
 
 conformance: release
 	python3 scripts/fetch.py conformance

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the exact kernels against float ones on the same layers: ONNX Runtime, OpenBLAS (numpy) and tract.
 
-    cargo build --release --workspace --examples
+    cargo build --release --workspace
     python3 scripts/kernels.py [--filter WORD] [--threads 2] [--json] [--cache DIR]
 
 Every layer is a graph of one operator with constant weights. All kinds run in turn, layer by layer: process CPU
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tools import environment  # noqa: E402
 from tools.cache import FetchError, fail  # noqa: E402
 
-BINARY = Path(__file__).resolve().parent.parent / "target" / "release" / "examples" / "kernels"
+BINARY = Path(__file__).resolve().parent.parent / "target" / "release" / "kernels"
 
 
 def conv(name, channels, side, kernel=3, stride=1, groups=1, pad=None, batch=1):
@@ -89,7 +89,9 @@ def sizes(layer):
 def write_graph(layer, path: Path) -> None:
     import numpy as np
     from tools.graph import Graph
-    x, w, *_ = sizes(layer)
+    x, w, rows, _, columns = sizes(layer)
+    side = round((columns / layer["batch"]) ** 0.5)
+    y = (rows, columns) if "matmul" in layer else (layer["batch"], rows, side, side)
     weight = np.random.default_rng(1).standard_normal(w, np.float32)
     g = Graph("layer")
     x = g.input("x", x)
@@ -98,7 +100,7 @@ def write_graph(layer, path: Path) -> None:
     else:
         c = layer["conv"]
         g.conv(x, weight, None, "y", c["stride"], (c["pad"],) * 4, c["groups"])
-    g.output("y", None)
+    g.output("y", y)
     g.save(path)
 
 
@@ -135,7 +137,7 @@ def blas_child(args) -> None:
 
 def measure(args) -> list:
     if not BINARY.exists():
-        raise FetchError(f"{BINARY} is missing; run cargo build --release --workspace --examples")
+        raise FetchError(f"{BINARY} is missing; run cargo build --release --workspace")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for layer in LAYERS:

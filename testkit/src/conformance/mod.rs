@@ -8,7 +8,7 @@
 //!
 //! * [`case`]: reading a case and turning inputs into constants,
 //! * [`data`]: stored tensors, and how answers are compared,
-//! * [`reference`]: linear operators by the letter, and the bound that the quantisation proves,
+//! * [`mod@reference`]: linear operators by the letter, and the bound that the quantisation proves,
 //! * [`judge`]: the verdict on a case,
 //! * [`report`]: the table by operator.
 

@@ -365,6 +365,7 @@ impl Bytes {
             }
             for (index, rows) in job.rows.chunks_mut(VECTORS * LANES).enumerate() {
                 let vector = job.row / LANES + index * VECTORS;
+                self.isa.expect_lines(count, first, rows);
                 let (weights, moved) = self.vectors_from(vector);
                 lines.resize(count * VECTORS, Line([0; LANES]));
                 let lines = &mut lines[..count * moved.len()];

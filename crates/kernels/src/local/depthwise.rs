@@ -132,11 +132,10 @@ impl Convolve<'_> {
         let taps = kernel[0] * kernel[1];
         let padded = Padded::new::<V>(self.windows);
         let mut space = vec![0.0; padded.len()];
-        let mut line = vec![0.0; padded.line + 2 * V::LANES];
         let planes = self.x.chunks_exact((input[0] * input[1]).max(1));
         let outs = self.y.chunks_exact_mut(output[0] * output[1]);
         for (plane, (x, y)) in planes.zip(outs).enumerate() {
-            padded.fill::<V, STEP>(v, before, input, x, &mut line, &mut space);
+            padded.fill::<V, STEP>(v, before, input, x, &mut space);
             let channel = plane % self.channels;
             let filter = &self.filters[channel * taps..(channel + 1) * taps];
             let bias = self.bias.get(channel).copied().unwrap_or(0.0);
@@ -170,8 +169,6 @@ impl Convolve<'_> {
 /// A plane with its border: row by row, first the columns of even number and then the odd ones if the stride is 2.
 struct Padded {
     rows: usize,
-    /// Columns that the windows reach.
-    line: usize,
     /// From the even columns of a row to the odd ones, or to the next row; room for the last vector.
     pitch: usize,
     step: usize,
@@ -186,9 +183,9 @@ impl Padded {
         let columns = windows.output[1].next_multiple_of(V::LANES) + windows.kernel[1];
         Self {
             rows: reach(0),
-            line,
+            // A vector may be stored from the last column on.
             pitch: columns
-                .max(line.div_ceil(step) + V::LANES)
+                .max(line.div_ceil(step) + 2 * V::LANES)
                 .next_multiple_of(V::LANES),
             step,
         }
@@ -206,7 +203,6 @@ impl Padded {
         before: [usize; 2],
         input: [usize; 2],
         x: &[f32],
-        line: &mut [f32],
         space: &mut [f32],
     ) {
         let inside = before[0]..(before[0] + input[0]).min(self.rows);
@@ -216,16 +212,37 @@ impl Padded {
                 copy(v, x, &mut space[start + before[1]..][..input[1]]);
                 continue;
             }
-            copy(v, x, &mut line[before[1]..][..input[1]]);
-            let (evens, odds) = space[start..start + 2 * self.pitch].split_at_mut(self.pitch);
+            // After an odd border, columns of even number are odd ones of the padded row.
+            let (first, second) = space[start..start + 2 * self.pitch].split_at_mut(self.pitch);
+            let (evens, odds) = if before[1].is_multiple_of(2) {
+                (first, second)
+            } else {
+                (second, first)
+            };
+            let (evens, odds) = (
+                &mut evens[before[1] / 2..],
+                &mut odds[before[1].div_ceil(2)..],
+            );
             let mut at = 0;
-            while 2 * at < self.line {
-                let (a, b) = (v.load_f(line, 2 * at), v.load_f(line, 2 * at + V::LANES));
+            while 2 * at < x.len() {
+                let (a, b) = (some(v, x, 2 * at), some(v, x, 2 * at + V::LANES));
                 v.store_f(v.evens_f(a, b), evens, at);
                 v.store_f(v.odds_f(a, b), odds, at);
                 at += V::LANES;
             }
         }
+    }
+}
+
+/// A vector from `x[at..]`, zeros beyond its end.
+#[inline(always)]
+fn some<V: Vector>(v: V, x: &[f32], at: usize) -> V::F {
+    if at + V::LANES <= x.len() {
+        v.load_f(x, at)
+    } else if at < x.len() {
+        v.load_part_f(x, at)
+    } else {
+        v.splat_f(0.0)
     }
 }
 

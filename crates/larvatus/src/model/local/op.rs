@@ -76,17 +76,15 @@ impl LocalOp {
         }
     }
 
-    fn run(&self, inputs: &[&[f32]]) -> TractResult<Vec<f32>> {
-        let len = self.shape.iter().product();
-        let x = *inputs.first().context("an operator without an input")?;
+    /// Whether the first input becomes the output.
+    fn is_in_place(&self) -> bool {
+        matches!(&*self.work, Work::Softmax { .. } | Work::Chain(_))
+    }
+
+    /// Makes `y`, which holds the first input if that becomes the output; `inputs` are the others.
+    fn run(&self, inputs: &[&[f32]], y: &mut [f32]) -> TractResult<()> {
         let input = |index: usize| inputs.get(index).copied().unwrap_or_default();
-        let in_place = matches!(&*self.work, Work::Softmax { .. } | Work::Chain(_));
-        let mut y = if in_place {
-            ensure!(x.len() == len, "{} elements for {len}", x.len());
-            x.to_vec()
-        } else {
-            vec![0.0; len]
-        };
+        let x = input(0);
         match &*self.work {
             Work::Attention {
                 shape,
@@ -105,14 +103,14 @@ impl LocalOp {
                     attention(shape, inputs, out)?;
                 }
             }
-            Work::Chain(steps) => chain(steps, inputs.get(1..).unwrap_or_default(), &mut y)?,
+            Work::Chain(steps) => chain(steps, inputs, y)?,
             Work::Depthwise {
                 windows,
                 filters,
                 bias,
-            } => depthwise(windows, filters, bias, x, &mut y)?,
-            Work::LayerNorm { norm, cols } => layer_norm(norm, *cols, x, &mut y)?,
-            Work::MaxPool(windows) => max_pool(windows, x, &mut y)?,
+            } => depthwise(windows, filters, bias, x, y)?,
+            Work::LayerNorm { norm, cols } => layer_norm(norm, *cols, x, y)?,
+            Work::MaxPool(windows) => max_pool(windows, x, y)?,
             Work::Products {
                 shape,
                 batches,
@@ -124,12 +122,12 @@ impl LocalOp {
                     products(shape, part(0), part(1), out)?;
                 }
             }
-            Work::Softmax { cols } => softmax(*cols, &mut y)?,
-            Work::SumPool { windows, divisor } => sum_pool(windows, *divisor, x, &mut y)?,
-            Work::SumRows { cols, factor } => sum_rows(*cols, *factor, x, &mut y)?,
-            Work::Thin { input, stride } => thin(*input, *stride, x, &mut y)?,
+            Work::Softmax { cols } => softmax(*cols, y)?,
+            Work::SumPool { windows, divisor } => sum_pool(windows, *divisor, x, y)?,
+            Work::SumRows { cols, factor } => sum_rows(*cols, *factor, x, y)?,
+            Work::Thin { input, stride } => thin(*input, *stride, x, y)?,
         }
-        Ok(y)
+        Ok(())
     }
 }
 
@@ -169,11 +167,27 @@ impl Op for LocalOp {
 impl EvalOp for LocalOp {
     op_out_of_plan!();
 
-    fn eval(&self, _context: &EvalContext<'_>, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let elements: Option<TVec<&[f32]>> = inputs.iter().map(|input| floats(input)).collect();
-        let y = self.run(&elements.context("an input that is not f32")?)?;
-        let y = tract_ndarray::Array::from_vec(y).into_shape_with_order(&self.shape[..])?;
-        Ok(tvec!(Tensor::from(y).into_tvalue()))
+    fn eval(
+        &self,
+        _context: &EvalContext<'_>,
+        mut inputs: TVec<TValue>,
+    ) -> TractResult<TVec<TValue>> {
+        // A tensor that nobody else reads is not copied.
+        let mut y = if self.is_in_place() && !inputs.is_empty() {
+            inputs.remove(0).into_tensor()
+        } else {
+            Tensor::zero::<f32>(&self.shape)?
+        };
+        ensure!(
+            y.shape() == self.shape,
+            "shape {:?}, not {:?}",
+            y.shape(),
+            self.shape
+        );
+        let others: Option<TVec<&[f32]>> = inputs.iter().map(|input| floats(input)).collect();
+        let others = others.context("an input that is not f32")?;
+        self.run(&others, y.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?)?;
+        Ok(tvec!(y.into_tvalue()))
     }
 }
 

@@ -232,7 +232,7 @@ fn attention_whose_weights_somebody_else_reads_stays_in_pieces() {
     let (graph, weights, y) = attention(&CASES[0]);
     assert_eq!(
         graph.replaced(&[y, weights]),
-        ["Chain", "Products", "Products", "Softmax"]
+        ["Products", "Products", "Softmax"]
     );
 }
 
@@ -436,7 +436,7 @@ fn gelu_by_tanh_with_a_cube_gets_its_name() {
                 .is_some_and(|gelu| !gelu.fast_impl)
         );
         let outputs = graph.0.outputs.clone();
-        assert_eq!(graph.replaced(&outputs), ["Chain"]);
+        assert!(graph.replaced(&outputs).is_empty());
     }
 }
 

@@ -9,6 +9,21 @@ use crate::linear::tiles::{LANES, Line};
 pub(super) const AHEAD: usize = 6 * LANES;
 
 impl Avx512 {
+    /// Fetches what [`Avx512::lines_out`] is going to write: the hardware does not follow many rows.
+    pub(in crate::linear) fn expect_lines(
+        self,
+        count: usize,
+        first: usize,
+        rows: &mut [&mut [u32]],
+    ) {
+        for row in rows {
+            for line in row[first..][..count].chunks(LANES) {
+                // SAFETY: a prefetch accesses nothing, and every x86-64 CPU has it.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+            }
+        }
+    }
+
     /// Writes `[vector of channels][pixel]` of `count` pixels to rows of channels, from word `first` on.
     pub(in crate::linear) fn lines_out(
         self,
