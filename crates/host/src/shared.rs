@@ -140,17 +140,19 @@ struct Arena {
 struct Space {
     /// Free runs of bytes: start and length, no two adjacent.
     free: BTreeMap<u64, u64>,
-    /// Runs that a payload lies in.
-    used: BTreeMap<u64, u64>,
+    /// Runs that a payload lies in which was not sent.
+    drafts: BTreeMap<u64, u64>,
+    /// Runs that the peer may read until it gives them back.
+    sent: BTreeMap<u64, u64>,
 }
 
 impl Arena {
     fn new(memory: Mapping) -> Self {
         let free = BTreeMap::from([(0, memory.bytes() as u64)]);
-        let used = BTreeMap::new();
+        let (drafts, sent) = (BTreeMap::new(), BTreeMap::new());
         Self {
             memory,
-            space: Mutex::new(Space { free, used }),
+            space: Mutex::new(Space { free, drafts, sent }),
         }
     }
 
@@ -171,29 +173,51 @@ impl Arena {
         if length > bytes {
             space.free.insert(at + bytes, length - bytes);
         }
-        space.used.insert(at, bytes);
+        space.drafts.insert(at, bytes);
         Some(at)
     }
 
-    /// Makes a run free again; `false` where none begins there.
+    /// From here on the peer may read a draft, and give it back.
+    fn send(&self, at: u64) {
+        let mut space = self.space();
+        if let Some(length) = space.drafts.remove(&at) {
+            space.sent.insert(at, length);
+        }
+    }
+
+    /// Makes a draft that was not sent free again.
+    fn discard(&self, at: u64) {
+        let mut space = self.space();
+        if let Some(length) = space.drafts.remove(&at) {
+            space.release(at, length);
+        }
+    }
+
+    /// Makes a run free that the peer has read; `false` where none that was sent begins there.
     fn give_back(&self, at: u64) -> bool {
         let mut space = self.space();
-        let Some(mut length) = space.used.remove(&at) else {
+        let Some(length) = space.sent.remove(&at) else {
             return false;
         };
+        space.release(at, length);
+        true
+    }
+}
+
+impl Space {
+    fn release(&mut self, at: u64, mut length: u64) {
         let mut start = at;
-        if let Some(after) = space.free.remove(&(at + length)) {
+        if let Some(after) = self.free.remove(&(at + length)) {
             length += after;
         }
-        let before = space.free.range(..at).next_back().map(|(s, l)| (*s, *l));
+        let before = self.free.range(..at).next_back().map(|(s, l)| (*s, *l));
         if let Some((before, bytes)) = before
             && before + bytes == at
         {
             start = before;
             length += bytes;
         }
-        space.free.insert(start, length);
-        true
+        self.free.insert(start, length);
     }
 }
 
@@ -246,7 +270,7 @@ impl Lent for Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.sent.load(Ordering::Relaxed) {
-            self.arena.give_back(self.at);
+            self.arena.discard(self.at);
         }
     }
 }
@@ -381,6 +405,7 @@ impl SharedLink {
         // From here on the peer may read it and give it back.
         if let Some(draft) = draft {
             draft.sent.store(true, Ordering::Relaxed);
+            self.ours.send(draft.at);
         }
         let end = Instant::now() + self.write_timeout;
         self.send(&bytes, end)?;

@@ -320,9 +320,9 @@ fn pool_rows(windows: &Windows, x: &[f32], y: &mut [f32], maxima: &mut [MaxAbs])
     max_pool(&windows, x, y).expect("the plan computed these windows for this layer");
     let rows = y.chunks_exact(y.len() / maxima.len());
     for (max, row) in maxima.iter_mut().zip(rows) {
-        if max.is_finite() {
-            *max = max_abs(row);
-        }
+        // Nothing is checked yet, so every row is looked at, whatever it holds.
+        let pooled = max_abs(row);
+        *max = if max.is_finite() { pooled } else { *max };
     }
 }
 

@@ -355,13 +355,8 @@ impl Dealing {
 
 impl Machine for Dealing {
     fn limits(&self) -> FrameLimits {
-        let program = self.plan.worker_model().program();
         let words = match &self.state {
-            State::Answers => {
-                let rounds = program.rounds().iter();
-                let answers = rounds.map(|round| program.answer_words(round));
-                answers.max().unwrap_or(0)
-            }
+            State::Answers => self.plan.worker_model().program().largest_answer(),
             State::Welcome
             | State::Verdict
             | State::Upload { .. }

@@ -92,8 +92,6 @@ pub struct Session {
     /// Which inference a call belongs to.
     calls: BTreeMap<u64, InferenceId>,
     desk: Desk,
-    /// Words of the largest answer of the plan.
-    largest_answer: usize,
     next_call: u64,
     next_inference: u64,
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
@@ -149,12 +147,6 @@ impl Session {
             Hiding::Field => Some(Provisioner::new(&entropy, &plan)),
             Hiding::Clear => None,
         };
-        let program = plan.worker_model().program();
-        let answers = program.rounds().iter();
-        let largest_answer = answers
-            .map(|round| program.answer_words(round))
-            .max()
-            .unwrap_or(0);
         let checks = Checks::new(&entropy, &plan);
         Self {
             plan,
@@ -169,7 +161,6 @@ impl Session {
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
             desk: Desk::new(),
-            largest_answer,
             next_call: 0,
             next_inference: 0,
             finished: VecDeque::new(),
@@ -532,7 +523,7 @@ impl Session {
 impl Machine for Session {
     fn limits(&self) -> FrameLimits {
         let words = match &self.state {
-            State::Answers => self.largest_answer,
+            State::Answers => self.plan.worker_model().program().largest_answer(),
             State::Welcome(_)
             | State::Verdict(_)
             | State::Upload { .. }

@@ -86,6 +86,8 @@ pub struct Round {
 pub struct Program {
     layers: Vec<LayerSpec>,
     rounds: Vec<Round>,
+    largest_request: usize,
+    largest_answer: usize,
 }
 
 impl Program {
@@ -113,10 +115,21 @@ impl Program {
                 limit("words of a layer", words.unwrap_or(usize::MAX), MAX_WORDS)?;
             }
         }
-        let program = Self { layers, rounds };
+        let mut program = Self {
+            layers,
+            rounds,
+            largest_request: 0,
+            largest_answer: 0,
+        };
         for round in &program.rounds {
             program.check_round(round)?;
         }
+        let most = |words: fn(&Self, &Round) -> usize| {
+            let all = program.rounds.iter().map(|round| words(&program, round));
+            all.max().unwrap_or(0)
+        };
+        (program.largest_request, program.largest_answer) =
+            (most(Self::request_words), most(Self::answer_words));
         Ok(program)
     }
 
@@ -198,6 +211,16 @@ impl Program {
             .filter_map(|call| self.layer(call.layer))
             .map(LayerSpec::outputs)
             .sum()
+    }
+
+    /// Words of the largest request of any round.
+    pub fn largest_request(&self) -> usize {
+        self.largest_request
+    }
+
+    /// Words of the largest answer of any round.
+    pub fn largest_answer(&self) -> usize {
+        self.largest_answer
     }
 
     /// Bytes of all weights, in the order of layers and planes.
