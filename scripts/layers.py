@@ -64,7 +64,7 @@ class Layer:
     def bound(self) -> int:
         import numpy as np
         most = int(np.abs(self.by_channel()).sum(axis=1).max())
-        return min(2**21, (P - 1) // 2 // most) if most else 2**21
+        return min(2**15 - 1, (P - 1) // 2 // most) if most else 2**15 - 1
 
     def evaluate(self, q):
         """L(q) over the integers for one image, flat int64."""

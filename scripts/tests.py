@@ -66,7 +66,7 @@ class Layers(unittest.TestCase):
     def test_an_input_beyond_the_bound_is_found(self):
         layer, planes, shift, q = next(c for c in self.cases() if any(c[1][0]))
         arrays = self.dumped(layer, planes, shift, q)
-        arrays["0.q"][0] = 2**21 + 1
+        arrays["0.q"][0] = 2**15
         self.assertTrue(any("the weights allow" in p for p in self.found(arrays)[0]))
 
     def test_weights_are_those_of_the_model(self):
@@ -118,7 +118,7 @@ class Quantise(unittest.TestCase):
         most = quantise.bound(w, 0)
         self.assertLessEqual(most * 127000, (quantise.P - 1) // 2)
         self.assertGreater((most + 1) * 127000, (quantise.P - 1) // 2)
-        self.assertEqual(quantise.bound(np.zeros((2, 3), np.float32), 0), 2**21)
+        self.assertEqual(quantise.bound(np.zeros((2, 3), np.float32), 0), 2**15 - 1)
 
 
 class Checkpoints(unittest.TestCase):

@@ -6,7 +6,7 @@ w in [−m, m], one scale max|w| / m per output channel, rounded half to even; m
 
 * `rounded`: the constant replaced by w·scale: the float network *with the same int8 weights*;
 * `qdq`: int8 w and DequantizeLinear, ONNX Runtime's own form of it (8 bits only; needs opset 13);
-* `exact`: `rounded`, and each activation rounded to q·max|x|/A with |q| ≤ A = min(2²¹, ⌊(p−1)/2 / max_c Σ|w|⌋),
+* `exact`: `rounded`, and each activation rounded to q·max|x|/A with |q| ≤ A = min(2¹⁵ − 1, ⌊(p−1)/2 / max_c Σ|w|⌋),
   per tensor, for MatMul per token row: what the exact path computes, up to float rounding. Where A < 127 the
   activation stays float: the exact path splits such a layer or keeps it at home.
 """
@@ -31,7 +31,7 @@ def bound(weight: np.ndarray, axis: int) -> int:
     """A of integer weights: no activation up to it can wrap the sum of any output channel."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     most = int(np.abs(weight).astype(np.float64).sum(axis=others).max())
-    return min(2**21, (P - 1) // 2 // most) if most else 2**21
+    return min(2**15 - 1, (P - 1) // 2 // most) if most else 2**15 - 1
 
 
 def constants(model) -> dict:

@@ -14,12 +14,14 @@ fn main() -> std::io::Result<()> {
         write("onnx_load", network.name, &network.bytes)?;
     }
     for network in models::all() {
-        let plan = network.plan(Hiding::Field);
-        write(
-            "program_decode",
-            network.name,
-            &plan.worker_model().program().encode(),
-        )?;
+        for (form, hiding) in [("", Hiding::Field), (" in clear", Hiding::Clear)] {
+            let plan = network.plan(hiding);
+            write(
+                "program_decode",
+                &format!("{}{form}", network.name),
+                &plan.worker_model().program().encode(),
+            )?;
+        }
     }
     for (name, frame) in frames() {
         let words = frame.words.to_vec().into_iter().flat_map(u32::to_le_bytes);

@@ -28,6 +28,9 @@ fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
     tensors.iter().map(bits).collect()
 }
 
+/// The largest bound of any layer.
+const LARGEST: i64 = (1 << 15) - 1;
+
 /// The integers that words stand for.
 fn integers(words: &[u32]) -> Vec<i64> {
     words
@@ -116,7 +119,7 @@ fn reaches_the_bound(network: &Network, signs: &[f32]) {
         let input: Vec<f32> = signs.iter().map(|x| sign * x).collect();
         everywhere(network, &network.tensor(&input), |x, y, l1| {
             let half = i64::from(HALF);
-            let bound = (half / l1).min(1 << 21);
+            let bound = (half / l1).min(LARGEST);
             assert!(
                 x.iter().all(|x| x.abs() == bound),
                 "{}: not at ±{bound}",
@@ -125,7 +128,7 @@ fn reaches_the_bound(network: &Network, signs: &[f32]) {
             let most = y.iter().map(|y| y.abs()).max().unwrap();
             assert_eq!(most, bound * l1, "{}", network.name);
             assert!(
-                most <= half && (most > half - l1 || bound == 1 << 21),
+                most <= half && (most > half - l1 || bound == LARGEST),
                 "{}",
                 network.name
             );

@@ -183,13 +183,7 @@ fn malformed(why: DecodeError) -> impl Fn(&Plan) -> InferError {
 
 /// Words of the largest answer.
 fn largest(plan: &Plan) -> u64 {
-    let program = plan.worker_model().program();
-    program
-        .rounds()
-        .iter()
-        .map(|round| program.answer_words(round))
-        .max()
-        .unwrap() as u64
+    plan.worker_model().program().largest_answer() as u64
 }
 
 macro_rules! liars {

@@ -43,7 +43,7 @@ fn excess(words: &[u32]) -> f64 {
         let mut counts = vec![0_u32; cells];
         words
             .iter()
-            .for_each(|word| counts[usize::from(word.to_le_bytes()[lane])] += 1);
+            .for_each(|word| counts[usize::from(word.to_le_bytes()[lane]) % cells] += 1);
         let expected = words.len() as f64 / cells as f64;
         assert!(expected >= 20.0, "too few words");
         let square = |count: &u32| (f64::from(*count) - expected).powi(2) / expected;

@@ -190,11 +190,7 @@ impl Run {
         let clock = Clock::start();
         // Room for every answer that may be on its way, so that both sides can write at once.
         let program = plan.worker_model().program();
-        let answers = program
-            .rounds()
-            .iter()
-            .map(|round| program.answer_words(round));
-        let largest = 4 * answers.max().unwrap_or(0) as u64 + 1024;
+        let largest = 4 * program.largest_answer() as u64 + 1024;
         let options = Options {
             write_timeout: settings.answer_within,
             room: Options::default()

@@ -23,6 +23,9 @@ impl Bound {
     /// The largest bound, 2²¹.
     pub const LARGEST: Self = Self(1 << 21);
 
+    /// The largest bound of activations in 16 bits.
+    pub const SHORT: Self = Self(i16::MAX as u32);
+
     /// A bound of this many steps; `None` beyond [`Self::LARGEST`].
     pub const fn new(steps: u32) -> Option<Self> {
         if steps <= Self::LARGEST.0 {

@@ -9,12 +9,12 @@ use std::ops::Range;
 use larvatus_kernels::check::agree;
 use larvatus_kernels::field::Fp;
 use larvatus_kernels::fixed::{MaxAbs, max_abs, scale};
-use larvatus_kernels::hide::{Activations, Folded, View, hide};
+use larvatus_kernels::hide::{Activations, Folded, View, hide, quantise_short};
 use larvatus_kernels::keystream::Stream;
-use larvatus_kernels::linear::Shape;
+use larvatus_kernels::linear::{Shape, halves_mut};
 use larvatus_kernels::local::pool::{Windows, max_pool};
 use larvatus_kernels::reveal::{Bias, Claim, Epilogue, Factors, RankOne, reveal};
-use larvatus_proto::program::LayerId;
+use larvatus_proto::program::{Form, LayerId};
 use larvatus_proto::words::Words;
 use subtle::Choice;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -37,9 +37,28 @@ pub(crate) struct Hidden {
     repetitions: usize,
 }
 
-/// Quantises an activation, hides it with the pad and writes it to `out` from `first` on.
+/// What an upload is sent as.
+#[derive(Clone, Copy)]
+pub(crate) enum Cover<'a> {
+    /// Words under a pad.
+    Pad(&'a Stream<'a>),
+    /// As it is.
+    Bare(Form),
+}
+
+impl Cover<'_> {
+    /// Words that so many elements take.
+    fn words(self, elements: usize) -> usize {
+        match self {
+            Self::Pad(_) => elements,
+            Self::Bare(form) => form.words(elements),
+        }
+    }
+}
+
+/// Quantises an activation, covers it and writes it to `out` from word `first` on.
 ///
-/// `x` has the upload's words, and `out` room for them. `maxima` are the largest magnitudes by
+/// `x` has the upload's elements, and `out` room for them. `maxima` are the largest magnitudes by
 /// image and scale where they are known already. `zero` sends q = 0 whatever `x` is; it is also
 /// what a value that is not finite does, and the second result then is `false`.
 #[allow(clippy::too_many_arguments)]
@@ -48,15 +67,15 @@ pub(crate) fn hide_upload(
     x: &[f32],
     maxima: Option<&[MaxAbs]>,
     zero: bool,
-    pad: Option<&Stream<'_>>,
+    cover: Cover<'_>,
     checks: &Checks,
     out: &mut Words,
     first: usize,
     scratch: &mut Scratch,
 ) -> (Hidden, bool) {
-    let words = upload.image_words();
+    let elements = upload.image_elements();
     let per_image = upload.scales();
-    let row = words / per_image;
+    let row = elements / per_image;
     let measured: Vec<MaxAbs>;
     let maxima = match maxima {
         Some(known) if known.len() == upload.images * per_image => known,
@@ -86,12 +105,21 @@ pub(crate) fn hide_upload(
         .collect();
     let mut dots = vec![Fp::ZERO; upload.images * folds.len()];
     let mut band_dots = vec![Fp::ZERO; folds.len()];
+    let whole = first..first + cover.words(upload.elements());
+    let mut sheet = Sheet {
+        cover,
+        in_place: out.as_slice().is_some(),
+        out,
+        whole,
+        scratch,
+        carry: None,
+    };
     for image in 0..upload.images {
         let inverse = &inverses[image * per_image..(image + 1) * per_image];
         let dots = &mut dots[image * folds.len()..(image + 1) * folds.len()];
-        for rows in bands(upload.rows, upload.cols, out.as_slice().is_some()) {
-            let at =
-                image * words + rows.start * upload.cols..image * words + rows.end * upload.cols;
+        for rows in bands(upload.rows, upload.cols, sheet.in_place) {
+            let at = image * elements + rows.start * upload.cols
+                ..image * elements + rows.end * upload.cols;
             let inverse = match inverse {
                 [_] => inverse,
                 each => &each[rows.clone()],
@@ -103,23 +131,7 @@ pub(crate) fn hide_upload(
                 .iter()
                 .map(|fold| fold.rows(rows.clone(), upload.cols))
                 .collect();
-            let place = first + at.start..first + at.end;
-            let from = at.start as u64;
-            match out.as_mut_slice() {
-                Some(out) => hide(
-                    &activations,
-                    pad,
-                    from,
-                    &folds,
-                    &mut out[place],
-                    &mut band_dots,
-                ),
-                None => {
-                    let hidden = scratch.words(x.len());
-                    hide(&activations, pad, from, &folds, hidden, &mut band_dots);
-                    out.write(place.start, hidden);
-                }
-            }
+            sheet.write(&activations, at, &folds, &mut band_dots);
             add(dots, &band_dots);
         }
     }
@@ -132,6 +144,78 @@ pub(crate) fn hide_upload(
         },
         finite,
     )
+}
+
+/// Where an upload is written, band by band.
+struct Sheet<'a> {
+    cover: Cover<'a>,
+    out: &'a mut Words,
+    in_place: bool,
+    /// The upload's words.
+    whole: Range<usize>,
+    scratch: &'a mut Scratch,
+    /// The last half so far, where it waits for the other one of its word.
+    carry: Option<i16>,
+}
+
+impl Sheet<'_> {
+    /// Writes the elements `at` of the upload, and ⟨a, q⟩ to `dots`.
+    fn write(
+        &mut self,
+        x: &Activations<'_>,
+        at: Range<usize>,
+        folds: &[View<'_>],
+        dots: &mut [Fp],
+    ) {
+        let pad = match self.cover {
+            Cover::Pad(pad) => Some(pad),
+            Cover::Bare(Form::Words) => None,
+            Cover::Bare(Form::Halves) => return self.write_halves(x, at, folds, dots),
+        };
+        let from = at.start as u64;
+        let place = self.whole.start + at.start..self.whole.start + at.end;
+        match self.out.as_mut_slice() {
+            Some(out) => hide(x, pad, from, folds, &mut out[place], dots),
+            None => {
+                let hidden = self.scratch.words(at.len());
+                hide(x, pad, from, folds, hidden, dots);
+                self.out.write(place.start, hidden);
+            }
+        }
+    }
+
+    fn write_halves(
+        &mut self,
+        x: &Activations<'_>,
+        at: Range<usize>,
+        folds: &[View<'_>],
+        dots: &mut [Fp],
+    ) {
+        if let Some(out) = self.out.as_mut_slice() {
+            let halves = halves_mut(&mut out[self.whole.clone()]);
+            quantise_short(x, folds, &mut halves[at], dots);
+            return;
+        }
+        // Whole words only: a half that is left over is written with the next band.
+        let lead = usize::from(self.carry.is_some());
+        let end = lead + at.len();
+        let words = self.scratch.words(end.div_ceil(2));
+        let halves = halves_mut(words);
+        if let Some(carry) = self.carry.take() {
+            halves[0] = carry;
+        }
+        quantise_short(x, folds, &mut halves[lead..end], dots);
+        let place = self.whole.start + (at.start - lead) / 2;
+        let mut count = end.div_ceil(2);
+        if let Some(after) = halves.get_mut(end) {
+            *after = 0;
+            if place + count < self.whole.end {
+                self.carry = Some(halves[end - 1]);
+                count -= 1;
+            }
+        }
+        self.out.write(place, &words[..count]);
+    }
 }
 
 /// Memory for a band on its way to or from a link; kept from call to call.
@@ -357,5 +441,74 @@ fn epilogue<'a>(
         pre: tail.pre,
         residual,
         post: tail.post,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larvatus_kernels::fixed::Bound;
+    use larvatus_proto::words::Lent;
+
+    use super::*;
+    use crate::model::rounds::Slot;
+
+    /// Memory that can be copied into only.
+    struct Board(Vec<u32>);
+
+    impl Lent for Board {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn read(&self, at: usize, into: &mut [u32]) {
+            into.copy_from_slice(&self.0[at..at + into.len()]);
+        }
+        fn write(&mut self, at: usize, from: &[u32]) {
+            self.0[at..at + from.len()].copy_from_slice(from);
+        }
+    }
+
+    #[test]
+    fn halves_are_the_same_in_place_and_through_a_link_s_memory() {
+        // Rows longer than a band, odd sizes everywhere, so that bands begin inside of words.
+        for (images, rows, cols) in [(1, 1, 1), (3, 5, 7), (2, 3, BAND - 1), (3, 1, 2), (1, 4, 9)] {
+            let upload = Upload {
+                slot: Slot(0),
+                order: None,
+                images,
+                rows,
+                cols,
+                row_scales: false,
+                bound: Bound::new(3000).unwrap(),
+                readers: Vec::new(),
+            };
+            let x: Vec<f32> = (0..upload.elements())
+                .map(|i| (i as f32 + 1.0).sin())
+                .collect();
+            let whole = Form::Halves.words(x.len());
+            let send = |mut words: Words| {
+                let cover = Cover::Bare(Form::Halves);
+                let (checks, scratch) = (Checks::none(), &mut Scratch::default());
+                hide_upload(
+                    &upload, &x, None, false, cover, &checks, &mut words, 3, scratch,
+                );
+                words.to_vec()
+            };
+            let room = vec![0xffff_ffff; whole + 5];
+            let mut own = send(room.clone().into());
+            let lent = send(Words::lent(Box::new(Board(room))));
+            assert_eq!(own[..3], [u32::MAX; 3]);
+            assert_eq!(own[3 + whole..], [u32::MAX; 2]);
+            let q = halves_mut(&mut own[3..3 + whole]);
+            let largest = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            let steps = x.iter().map(|x| x * 3000.0 / largest);
+            for (q, steps) in q.iter().zip(steps).filter(|_| images == 1) {
+                assert!((f32::from(*q) - steps).abs() <= 0.51, "{q} {steps}");
+            }
+            if !x.len().is_multiple_of(2) {
+                // The last half is nobody's.
+                q[x.len()] = 0;
+            }
+            assert!(own == lent, "{images} {rows} {cols}");
+        }
     }
 }

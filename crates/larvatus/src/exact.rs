@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::claim::{Scratch, hide_upload, open};
+use crate::claim::{Cover, Scratch, hide_upload, open};
 use crate::error::{InferError, InputError};
 use crate::inference::{Inference, Next};
 use crate::model::{Model, ModelError, engine, guarded, runnable, runnable_by_engine};
@@ -10,6 +10,7 @@ use crate::plan::{Plan, PlannedRound};
 use crate::pool::Pool;
 use crate::secret::Checks;
 use crate::tensor::{Tensor, check_inputs};
+use larvatus_proto::program::Form;
 use larvatus_proto::words::Words;
 use tract_onnx::prelude::{IntoTValue, TypedSimplePlan};
 use tract_onnx::tract_core::plan::eval;
@@ -200,14 +201,14 @@ fn exact_round(
     let mut sent = Vec::with_capacity(round.uploads.len());
     for upload in &round.uploads {
         let (x, maxima) = inference.activation(upload)?;
-        let mut words = Words::from(vec![0; upload.words()]);
+        let mut words = Words::from(vec![0; upload.elements()]);
         let zero = inference.is_poisoned();
         let (hidden, finite) = hide_upload(
             upload,
             &x,
             maxima.as_deref(),
             zero,
-            None,
+            Cover::Bare(Form::Words),
             &checks,
             &mut words,
             0,

@@ -198,12 +198,12 @@ impl Inference {
     /// The elements of an upload in the layer's order, and their magnitudes where known.
     pub(crate) fn activation(&self, upload: &Upload) -> Result<Outgoing<'_>, InferError> {
         let elements = self.floats(upload.slot)?;
-        if elements.len() != upload.words() {
+        if elements.len() != upload.elements() {
             return Err(InferError::Local {
                 message: format!(
                     "{} elements where {} go out",
                     elements.len(),
-                    upload.words()
+                    upload.elements()
                 ),
             });
         }

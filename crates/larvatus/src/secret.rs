@@ -306,7 +306,7 @@ pub(crate) fn unmasks(plan: &Plan, number: u64, seed: &Seed) -> Vec<Unmask> {
         let mut unmasks: Vec<Option<Unmask>> = round.calls.iter().map(|_| None).collect();
         let uploads = round.uploads.iter().zip(round.first_upload..);
         for (index, (upload, upload_number)) in uploads.enumerate() {
-            let mut pad = Zeroizing::new(vec![0; upload.words()]);
+            let mut pad = Zeroizing::new(vec![0; upload.elements()]);
             masks.pad(number, upload_number).fill(0, &mut pad);
             for ((layer, from), unmask) in round.calls.iter().zip(&mut unmasks) {
                 if *from == index {

@@ -9,22 +9,23 @@
 //! A lie ends the session: its check vectors might no longer be secret, so every inference in
 //! flight is discarded, its tickets with it, and another session draws everything afresh.
 
+mod conversation;
 mod flight;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larvatus_proto::VERSION;
-use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_CALLS, MAX_HEAD, Reply, Request};
+use larvatus_proto::frame::{Frame, FrameLimits, MAX_CALLS};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::words::{Memory, Words};
 
-use crate::error::{InferError, InputError, SupplyError, WorkerFailed, WorkerMisbehaved};
+use crate::error::{InferError, InputError, SupplyError};
 use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::secret::{Checks, Entropy, Identity, Origin, Provisioner, TicketSet};
 use crate::tensor::Tensor;
+use conversation::{Conversation, Heard};
 use flight::{Desk, Flight};
 
 /// How a session behaves; every field has a default that suits a worker on the same network.
@@ -83,62 +84,17 @@ pub struct Session {
     provisioner: Option<Provisioner>,
     checks: Checks,
     tickets: VecDeque<TicketSet>,
-    state: State,
-    worker: Option<String>,
-    outbox: VecDeque<Frame>,
+    conversation: Conversation,
     /// Not yet started: their inputs.
     waiting: VecDeque<(InferenceId, Vec<Tensor>, Now)>,
     flights: BTreeMap<InferenceId, Flight>,
     /// Which inference a call belongs to.
     calls: BTreeMap<u64, InferenceId>,
     desk: Desk,
-    next_call: u64,
     next_inference: u64,
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
-    /// Replies that answered nothing that was open; a few are what retries cause.
-    unasked: usize,
-    /// Requests sent again.
-    retries: usize,
     closing: bool,
 }
-
-/// Where the conversation stands; each state is named for what it awaits.
-enum State {
-    Welcome(Await),
-    /// `Want` or `Ready`.
-    Verdict(Await),
-    /// Sends the model from `start`; `next` is its next byte.
-    Upload {
-        start: u64,
-        next: u64,
-        since: Now,
-    },
-    Answers,
-    Over(InferError),
-    Closed,
-}
-
-/// When a request was sent first and last.
-#[derive(Clone, Copy)]
-struct Await {
-    since: Option<Now>,
-    sent: Option<Now>,
-}
-
-impl Await {
-    const NOTHING_SENT: Self = Self {
-        since: None,
-        sent: None,
-    };
-
-    fn send(&mut self, now: Now) {
-        self.since.get_or_insert(now);
-        self.sent = Some(now);
-    }
-}
-
-/// Frames nobody asked for that a session bears with: duplicates that crossed a retry.
-const PATIENCE: usize = 256;
 
 impl Session {
     /// A session for a plan. `entropy` must be fresh; see [`Entropy`].
@@ -148,24 +104,20 @@ impl Session {
             Hiding::Clear => None,
         };
         let checks = Checks::new(&entropy, &plan);
+        let conversation = Conversation::new(&settings);
         Self {
             plan,
             settings,
             provisioner,
             checks,
             tickets: VecDeque::new(),
-            state: State::Welcome(Await::NOTHING_SENT),
-            worker: None,
-            outbox: VecDeque::new(),
+            conversation,
             waiting: VecDeque::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
             desk: Desk::new(),
-            next_call: 0,
             next_inference: 0,
             finished: VecDeque::new(),
-            unasked: 0,
-            retries: 0,
             closing: false,
         }
     }
@@ -222,17 +174,7 @@ impl Session {
         }
         let id = InferenceId(self.next_inference);
         self.next_inference += 1;
-        let over = match &self.state {
-            State::Over(why) => Some(why.clone()),
-            State::Closed => Some(
-                WorkerFailed::Disconnected {
-                    awaited: self.awaited(),
-                }
-                .into(),
-            ),
-            State::Welcome(_) | State::Verdict(_) | State::Upload { .. } | State::Answers => None,
-        };
-        match over {
+        match self.conversation.over() {
             Some(why) => self.finished.push_back((id, Err(why))),
             None => {
                 self.waiting.push_back((id, inputs, now));
@@ -268,37 +210,23 @@ impl Session {
 
     /// Whether the worker holds the model and takes calls.
     pub fn is_ready(&self) -> bool {
-        matches!(self.state, State::Answers)
+        self.conversation.is_ready()
     }
 
     /// Bytes of the model sent and to send, while it is being uploaded.
     pub fn uploading(&self) -> Option<(u64, u64)> {
         let total = self.plan.worker_model().blob().len() as u64;
-        match &self.state {
-            State::Upload { next, .. } => Some((*next, total)),
-            State::Welcome(_)
-            | State::Verdict(_)
-            | State::Answers
-            | State::Over(_)
-            | State::Closed => None,
-        }
+        self.conversation.uploaded().map(|sent| (sent, total))
     }
 
     /// What the worker calls itself, once it has said so.
     pub fn worker_name(&self) -> Option<&str> {
-        self.worker.as_deref()
+        self.conversation.worker_name()
     }
 
     /// Why the session is over, if it is.
     pub fn failure(&self) -> Option<&InferError> {
-        match &self.state {
-            State::Over(why) => Some(why),
-            State::Welcome(_)
-            | State::Verdict(_)
-            | State::Upload { .. }
-            | State::Answers
-            | State::Closed => None,
-        }
+        self.conversation.failure()
     }
 
     /// The plan.
@@ -307,11 +235,10 @@ impl Session {
     }
 
     /// Ends the session: everything in flight fails with `why`, no secret outlives it.
-    fn end(&mut self, why: impl Into<InferError>) {
-        if matches!(self.state, State::Over(_) | State::Closed) {
+    fn end(&mut self, why: InferError) {
+        if !self.conversation.end(why.clone()) {
             return;
         }
-        let why = why.into();
         let waiting = std::mem::take(&mut self.waiting)
             .into_iter()
             .map(|(id, ..)| id);
@@ -320,25 +247,14 @@ impl Session {
         self.finished
             .extend(ids.into_iter().map(|id| (id, Err(why.clone()))));
         self.calls.clear();
-        self.outbox.clear();
         self.tickets.clear();
         self.provisioner = None;
         self.checks = Checks::none();
-        self.state = State::Over(why);
-    }
-
-    fn awaited(&self) -> &'static str {
-        match &self.state {
-            State::Welcome(_) => "its welcome",
-            State::Verdict(_) | State::Upload { .. } => "its word on the model",
-            State::Answers => "an answer",
-            State::Over(_) | State::Closed => "nothing",
-        }
     }
 
     /// Starts inferences while the window has room. Without a worker that is ready, none starts.
     fn start_waiting(&mut self, now: Now) {
-        while matches!(self.state, State::Answers) && self.flights.len() < self.window() {
+        while self.conversation.is_ready() && self.flights.len() < self.window() {
             let Some((id, inputs, begun)) = self.waiting.pop_front() else {
                 return;
             };
@@ -365,14 +281,13 @@ impl Session {
         let Some(flight) = self.flights.get_mut(&id) else {
             return;
         };
-        let call = self.next_call;
+        let call = self.conversation.next_call();
         let keep_request = self.settings.retry_after.is_some();
         let desk = &mut self.desk;
         match flight.advance(call, &self.checks, keep_request, desk, now) {
             Ok(flight::Progress::Request(frame)) => {
-                self.next_call += 1;
                 self.calls.insert(call, id);
-                self.outbox.push_back(frame);
+                self.conversation.call(frame);
             }
             Ok(flight::Progress::Done(output)) => {
                 self.flights.remove(&id);
@@ -385,115 +300,21 @@ impl Session {
         }
     }
 
-    fn handle(&mut self, reply: Reply, now: Now) -> Result<(), InferError> {
-        match (&mut self.state, reply) {
-            (State::Over(_) | State::Closed, _) => {}
-            (_, Reply::Failed { call: _, message }) => {
-                return Err(WorkerFailed::Refused { message }.into());
-            }
-            (State::Welcome(_), Reply::Welcome { version, name }) => {
-                if version != VERSION {
-                    return Err(WorkerFailed::Version {
-                        ours: VERSION,
-                        theirs: version,
-                    }
-                    .into());
-                }
-                self.worker = Some(name);
-                self.state = State::Verdict(Await::NOTHING_SENT);
-            }
-            (State::Verdict(_) | State::Upload { .. }, Reply::Want { model, from }) => {
-                self.same_model(model)?;
-                let total = self.plan.worker_model().blob().len() as u64;
-                if from >= total {
-                    return Err(WorkerMisbehaved::BeyondModel { from, total }.into());
-                }
-                // A worker that wants the model again and again would keep us busy for ever.
-                self.unasked()?;
-                // One lost chunk brings a wish for each chunk behind it; one of them is enough.
-                let resent = matches!(&self.state, State::Upload { start, next, .. }
-                    if *start == from && *next > from);
-                if !resent {
-                    self.state = State::Upload {
-                        start: from,
-                        next: from,
-                        since: now,
-                    };
-                }
-            }
-            (State::Verdict(_) | State::Upload { .. }, Reply::Ready { model }) => {
-                self.same_model(model)?;
-                self.state = State::Answers;
+    fn hear(&mut self, frame: Frame, now: Now) -> Result<(), InferError> {
+        let model = self.plan.worker_model();
+        match self.conversation.hear(frame, model, now)? {
+            Heard::Nothing => Ok(()),
+            Heard::Ready => {
                 self.start_waiting(now);
+                Ok(())
             }
-            (State::Answers, Reply::Answer { call, words }) => self.answer(call, words, now)?,
-            // What crossed a retry of ours is old news, not a lie; a stream of it is.
-            (State::Verdict(_) | State::Upload { .. } | State::Answers, Reply::Welcome { .. })
-            | (State::Answers, Reply::Want { .. } | Reply::Ready { .. }) => self.unasked()?,
-            (State::Welcome(_), reply @ (Reply::Want { .. } | Reply::Ready { .. }))
-            | (
-                State::Welcome(_) | State::Verdict(_) | State::Upload { .. },
-                reply @ Reply::Answer { .. },
-            ) => {
-                let message = match reply {
-                    Reply::Want { .. } => "a wish for the model",
-                    Reply::Ready { .. } => "ready",
-                    Reply::Answer { .. } => "an answer",
-                    Reply::Welcome { .. } | Reply::Failed { .. } => "a reply",
-                };
-                return Err(WorkerMisbehaved::OutOfTurn {
-                    message,
-                    awaited: self.awaited(),
-                }
-                .into());
-            }
+            Heard::Answer { call, words } => self.answer(call, words, now),
         }
-        Ok(())
-    }
-
-    fn same_model(&self, got: larvatus_proto::digest::Digest) -> Result<(), WorkerMisbehaved> {
-        let offered = self.plan.worker_model().digest();
-        if got == offered {
-            Ok(())
-        } else {
-            Err(WorkerMisbehaved::OtherModel { offered, got })
-        }
-    }
-
-    /// A frame that is none: of a worker a lie, of a stranger that has not greeted just noise.
-    fn malformed(&self, err: larvatus_proto::wire::DecodeError) -> InferError {
-        match &self.state {
-            State::Welcome(_) => WorkerFailed::NotAWorker(err).into(),
-            State::Verdict(_)
-            | State::Upload { .. }
-            | State::Answers
-            | State::Over(_)
-            | State::Closed => WorkerMisbehaved::Malformed(err).into(),
-        }
-    }
-
-    fn unasked(&mut self) -> Result<(), WorkerMisbehaved> {
-        self.unasked += 1;
-        // A link that repeats frames may answer each request of ours twice.
-        let calls = usize::try_from(self.next_call).unwrap_or(usize::MAX);
-        if self.unasked > PATIENCE.saturating_add(calls).saturating_add(self.retries) {
-            return Err(WorkerMisbehaved::Flood {
-                frames: self.unasked,
-            });
-        }
-        Ok(())
     }
 
     fn answer(&mut self, call: u64, words: Words, now: Now) -> Result<(), InferError> {
-        if call >= self.next_call {
-            return Err(WorkerMisbehaved::UnknownCall {
-                call,
-                made: self.next_call,
-            }
-            .into());
-        }
         let Some(id) = self.calls.remove(&call) else {
-            return Ok(self.unasked()?);
+            return Ok(self.conversation.unasked()?);
         };
         let Some(flight) = self.flights.get_mut(&id) else {
             return Ok(());
@@ -507,33 +328,16 @@ impl Session {
 
     /// When the oldest request is too old, and when the next retry is due.
     fn times(&self) -> impl Iterator<Item = (Now, Option<Now>)> + '_ {
-        let handshake = match &self.state {
-            State::Welcome(wait) | State::Verdict(wait) => wait.since.zip(wait.sent),
-            State::Upload { since, .. } => Some((*since, *since)),
-            State::Answers | State::Over(_) | State::Closed => None,
-        };
+        let handshake = self.conversation.awaited_since();
         let flights = self.flights.values().filter_map(Flight::awaited_since);
-        handshake.into_iter().chain(flights).map(|(since, sent)| {
-            let retry = self.settings.retry_after.map(|after| sent + after);
-            (since + self.settings.answer_within, retry)
-        })
+        let open = handshake.into_iter().chain(flights);
+        open.map(|times| self.conversation.times(times))
     }
 }
 
 impl Machine for Session {
     fn limits(&self) -> FrameLimits {
-        let words = match &self.state {
-            State::Answers => self.plan.worker_model().program().largest_answer(),
-            State::Welcome(_)
-            | State::Verdict(_)
-            | State::Upload { .. }
-            | State::Over(_)
-            | State::Closed => 0,
-        };
-        FrameLimits {
-            head: MAX_HEAD,
-            words,
-        }
+        self.conversation.limits(self.plan.worker_model())
     }
 
     fn lend(&mut self, memory: Arc<dyn Memory>) {
@@ -541,52 +345,15 @@ impl Machine for Session {
     }
 
     fn receive(&mut self, frame: Frame, now: Now) {
-        let result = Reply::from_frame(frame)
-            .map_err(|err| self.malformed(err))
-            .and_then(|reply| self.handle(reply, now));
-        if let Err(why) = result {
+        if let Err(why) = self.hear(frame, now) {
             self.end(why);
         }
     }
 
     fn transmit(&mut self, now: Now) -> Option<Frame> {
-        if let Some(frame) = self.outbox.pop_front() {
-            return Some(frame);
-        }
-        let model = self.plan.worker_model();
-        match &mut self.state {
-            State::Welcome(wait) if wait.sent.is_none() => {
-                wait.send(now);
-                Some(Request::Hello { version: VERSION }.into_frame())
-            }
-            State::Verdict(wait) if wait.sent.is_none() => {
-                wait.send(now);
-                Some(offer(model).into_frame())
-            }
-            State::Upload { next, since, .. } => {
-                let offset = usize::try_from(*next).ok()?;
-                let rest = model.blob().get(offset..).filter(|rest| !rest.is_empty())?;
-                let bytes = rest.get(..CHUNK).unwrap_or(rest).to_vec();
-                let chunk = Request::Chunk {
-                    offset: *next,
-                    bytes: bytes.clone(),
-                };
-                *next += bytes.len() as u64;
-                *since = now;
-                Some(chunk.into_frame())
-            }
-            State::Answers
-                if self.closing && self.flights.is_empty() && self.waiting.is_empty() =>
-            {
-                self.state = State::Closed;
-                Some(Request::Bye.into_frame())
-            }
-            State::Welcome(_)
-            | State::Verdict(_)
-            | State::Answers
-            | State::Over(_)
-            | State::Closed => None,
-        }
+        let done = self.closing && self.flights.is_empty() && self.waiting.is_empty();
+        self.conversation
+            .transmit(self.plan.worker_model(), done, now)
     }
 
     fn deadline(&self) -> Option<Now> {
@@ -598,77 +365,25 @@ impl Machine for Session {
 
     fn tick(&mut self, now: Now) {
         if self.times().any(|(end, _)| now >= end) {
-            let within = self.settings.answer_within;
-            self.end(WorkerFailed::TimedOut {
-                awaited: self.awaited(),
-                within,
-            });
+            self.end(self.conversation.timed_out());
             return;
         }
         let Some(after) = self.settings.retry_after else {
             return;
         };
-        let due = |sent: Option<Now>| sent.is_some_and(|sent| now >= sent + after);
-        let model = self.plan.worker_model();
-        match &mut self.state {
-            State::Welcome(wait) if due(wait.sent) => {
-                wait.send(now);
-                self.outbox
-                    .push_back(Request::Hello { version: VERSION }.into_frame());
+        self.conversation.retry(self.plan.worker_model(), now);
+        for flight in self.flights.values_mut() {
+            if let Some(frame) = flight.retry(now, after) {
+                self.conversation.repeat(frame);
             }
-            State::Verdict(wait) if due(wait.sent) => {
-                wait.send(now);
-                self.outbox.push_back(offer(model).into_frame());
-            }
-            // The worker says how far it came; `since` stays, so that the deadline holds.
-            State::Upload { next, since, .. }
-                if due(Some(*since)) && *next == model.blob().len() as u64 =>
-            {
-                self.state = State::Verdict(Await {
-                    since: Some(*since),
-                    sent: Some(now),
-                });
-                self.outbox.push_back(offer(model).into_frame());
-            }
-            State::Welcome(_)
-            | State::Verdict(_)
-            | State::Upload { .. }
-            | State::Answers
-            | State::Over(_)
-            | State::Closed => {}
         }
-        self.outbox.extend(
-            self.flights
-                .values_mut()
-                .filter_map(|flight| flight.retry(now, after)),
-        );
-        self.retries += self.outbox.len();
     }
 
     fn disconnected(&mut self, why: LinkEnd, _now: Now) {
-        let awaited = self.awaited();
-        let within = self.settings.answer_within;
-        match why {
-            LinkEnd::Closed => self.end(WorkerFailed::Disconnected { awaited }),
-            LinkEnd::Stalled => {
-                self.end(WorkerFailed::TimedOut {
-                    awaited: "our frames to be read",
-                    within,
-                });
-            }
-            LinkEnd::Malformed(err) => self.end(self.malformed(err)),
-        }
+        self.end(self.conversation.disconnected(why));
     }
 
     fn finished(&self) -> bool {
-        matches!(self.state, State::Over(_) | State::Closed) && self.outbox.is_empty()
-    }
-}
-
-fn offer(model: &larvatus_proto::program::WorkerModel) -> Request {
-    Request::Offer {
-        model: model.digest(),
-        program: u32::try_from(model.program_bytes()).unwrap_or(u32::MAX),
-        total: model.blob().len() as u64,
+        self.conversation.finished()
     }
 }

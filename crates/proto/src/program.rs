@@ -63,6 +63,26 @@ impl LayerSpec {
     }
 }
 
+/// How the elements of requests travel. Answers are always words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A canonical word each.
+    Words,
+    /// 16 bits each, signed, two to a word with the first in the low half; where an upload has an
+    /// odd number of elements, its last half is unused. For what is not hidden.
+    Halves,
+}
+
+impl Form {
+    /// Words that so many elements take.
+    pub fn words(self, elements: usize) -> usize {
+        match self {
+            Self::Words => elements,
+            Self::Halves => elements.div_ceil(2),
+        }
+    }
+}
+
 /// One layer called on one of a round's uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerCall {
@@ -75,7 +95,7 @@ pub struct LayerCall {
 /// Calls that travel together: one request, one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Round {
-    /// Words of each upload.
+    /// Elements of each upload.
     pub uploads: Vec<usize>,
     /// The calls, in the order of their answers.
     pub calls: Vec<LayerCall>,
@@ -84,6 +104,7 @@ pub struct Round {
 /// A worker's program: well formed by construction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
+    form: Form,
     layers: Vec<LayerSpec>,
     rounds: Vec<Round>,
     largest_request: usize,
@@ -96,7 +117,11 @@ impl Program {
     /// # Errors
     /// [`DecodeError`] where a count exceeds its limit, a call names a layer or an upload that is
     /// not there, or an upload's length is not what its readers take.
-    pub fn new(layers: Vec<LayerSpec>, rounds: Vec<Round>) -> Result<Self, DecodeError> {
+    pub fn new(
+        form: Form,
+        layers: Vec<LayerSpec>,
+        rounds: Vec<Round>,
+    ) -> Result<Self, DecodeError> {
         limit("layers", layers.len(), MAX_LAYERS)?;
         limit("rounds", rounds.len(), MAX_LAYERS)?;
         for layer in &layers {
@@ -116,6 +141,7 @@ impl Program {
             }
         }
         let mut program = Self {
+            form,
             layers,
             rounds,
             largest_request: 0,
@@ -157,7 +183,7 @@ impl Program {
                 });
             };
             *read = true;
-            consistent("words of an upload", layer.inputs(), words)?;
+            consistent("elements of an upload", layer.inputs(), words)?;
             down = down.saturating_add(layer.outputs());
         }
         consistent(
@@ -171,6 +197,11 @@ impl Program {
             .fold(0_usize, |sum, words| sum.saturating_add(*words));
         limit("words of a request", up, MAX_WORDS)?;
         limit("words of an answer", down, MAX_WORDS)
+    }
+
+    /// How the elements of requests travel.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     /// The layers.
@@ -200,7 +231,8 @@ impl Program {
 
     /// Words of the request of a round: its uploads together.
     pub fn request_words(&self, round: &Round) -> usize {
-        round.uploads.iter().sum()
+        let uploads = round.uploads.iter();
+        uploads.map(|elements| self.form.words(*elements)).sum()
     }
 
     /// Words of the answer of a round: its calls together.
@@ -234,6 +266,10 @@ impl Program {
     /// The canonical encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();
+        out.u8(match self.form {
+            Form::Words => WORDS,
+            Form::Halves => HALVES,
+        });
         out.count(self.layers.len());
         for layer in &self.layers {
             encode_layer(&mut out, layer);
@@ -241,8 +277,8 @@ impl Program {
         out.count(self.rounds.len());
         for round in &self.rounds {
             out.count(round.uploads.len());
-            round.uploads.iter().for_each(|words| {
-                out.count(*words);
+            round.uploads.iter().for_each(|elements| {
+                out.count(*elements);
             });
             out.count(round.calls.len());
             round.calls.iter().for_each(|call| {
@@ -259,6 +295,16 @@ impl Program {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         limit("program bytes", bytes.len(), MAX_PROGRAM)?;
         let mut reader = Reader::new(bytes);
+        let form = match reader.u8()? {
+            WORDS => Form::Words,
+            HALVES => Form::Halves,
+            tag => {
+                return Err(DecodeError::UnknownTag {
+                    what: "form",
+                    tag: u32::from(tag),
+                });
+            }
+        };
         let count = reader.count("layers", MAX_LAYERS)?;
         let layers = (0..count)
             .map(|index| decode_layer(&mut reader, index))
@@ -268,7 +314,7 @@ impl Program {
             .map(|_| decode_round(&mut reader))
             .collect::<Result<_, _>>()?;
         reader.finish()?;
-        Self::new(layers, rounds)
+        Self::new(form, layers, rounds)
     }
 }
 
@@ -426,6 +472,8 @@ fn consistent(what: &'static str, expected: usize, got: usize) -> Result<(), Dec
     Ok(())
 }
 
+const WORDS: u8 = 1;
+const HALVES: u8 = 2;
 const CONV: u8 = 1;
 const MATMUL: u8 = 2;
 
@@ -506,7 +554,7 @@ fn decode_layer(reader: &mut Reader<'_>, layer: usize) -> Result<LayerSpec, Deco
 fn decode_round(reader: &mut Reader<'_>) -> Result<Round, DecodeError> {
     let count = reader.count("uploads", MAX_ROUND)?;
     let uploads = (0..count)
-        .map(|_| reader.count("words of an upload", MAX_WORDS))
+        .map(|_| reader.count("elements of an upload", MAX_WORDS))
         .collect::<Result<_, _>>()?;
     let count = reader.count("calls", MAX_ROUND)?;
     let calls = (0..count)

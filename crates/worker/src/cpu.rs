@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use larvatus_kernels::isa::Isa;
-use larvatus_kernels::linear::Linear;
-use larvatus_proto::program::{Program, WorkerModel};
+use larvatus_kernels::linear::{Linear, ShortLinear, halves};
+use larvatus_proto::program::{Form, Program, WorkerModel};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::backend::{Backend, BackendError, Loaded};
@@ -53,8 +53,12 @@ impl Backend for Cpu {
             let layers = program.layers().iter().zip(weights).enumerate();
             layers
                 .map(|(layer, (spec, weights))| {
-                    Linear::new(spec.shape.clone(), &weights)
-                        .map_err(|source| BackendError::Layer { layer, source })
+                    let shape = spec.shape.clone();
+                    match program.form() {
+                        Form::Words => Linear::new(shape, &weights).map(Layer::Words),
+                        Form::Halves => ShortLinear::new(shape, &weights).map(Layer::Halves),
+                    }
+                    .map_err(|source| BackendError::Layer { layer, source })
                 })
                 .collect::<Result<Vec<_>, _>>()
         };
@@ -70,8 +74,42 @@ impl Backend for Cpu {
 /// A program as slices of its words: nothing in it is looked up by a peer's number but the round.
 struct Prepared {
     pool: Arc<ThreadPool>,
-    layers: Vec<Linear>,
+    layers: Vec<Layer>,
     rounds: Vec<Steps>,
+}
+
+/// By the form of its inputs.
+enum Layer {
+    Words(Linear),
+    Halves(ShortLinear),
+}
+
+impl Layer {
+    /// The images of all requests' parts go through together.
+    fn apply(&self, step: &Step, parts: &[&[u32]], y: &mut [&mut [u32]]) {
+        match self {
+            Self::Words(layer) => {
+                let images = parts
+                    .iter()
+                    .flat_map(|words| words.chunks_exact(step.inputs));
+                layer.apply_many(&images.collect::<Vec<_>>(), y);
+            }
+            Self::Halves(layer) => {
+                let images = parts
+                    .iter()
+                    .filter_map(|words| halves(words).get(..step.elements))
+                    .flat_map(|halves| halves.chunks_exact(step.inputs));
+                images.zip(y).for_each(|(x, y)| layer.apply(x, y));
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Words(layer) => layer.bytes(),
+            Self::Halves(layer) => layer.bytes(),
+        }
+    }
 }
 
 struct Steps {
@@ -82,9 +120,11 @@ struct Steps {
 
 struct Step {
     layer: usize,
-    /// Words of one image.
+    /// Elements of one image.
     inputs: usize,
     outputs: usize,
+    /// Elements of all images of a request.
+    elements: usize,
     /// Where in the request and in the answer.
     from: Range<usize>,
     to: Range<usize>,
@@ -94,7 +134,12 @@ fn rounds(program: &Program) -> Vec<Steps> {
     let rounds = program.rounds().iter();
     rounds
         .map(|round| {
-            let uploads: Vec<Range<usize>> = ranges(round.uploads.iter().copied());
+            let uploads: Vec<Range<usize>> = ranges(
+                round
+                    .uploads
+                    .iter()
+                    .map(|elements| program.form().words(*elements)),
+            );
             let layers = round
                 .calls
                 .iter()
@@ -107,6 +152,7 @@ fn rounds(program: &Program) -> Vec<Steps> {
                         layer: call.layer.index(),
                         inputs: layer.shape.inputs(),
                         outputs: layer.shape.outputs(),
+                        elements: layer.inputs(),
                         from: uploads.get(usize::from(call.upload))?.clone(),
                         to,
                     })
@@ -161,18 +207,16 @@ impl Loaded for Prepared {
                 let Some(layer) = self.layers.get(step.layer) else {
                     continue;
                 };
-                // The images of all requests go through a layer together.
-                let x: Vec<&[u32]> = requests
+                let parts: Vec<&[u32]> = requests
                     .iter()
                     .filter_map(|words| words.get(step.from.clone()))
-                    .flat_map(|words| words.chunks_exact(step.inputs))
                     .collect();
                 let mut y: Vec<&mut [u32]> = answers
                     .iter_mut()
                     .filter_map(|words| words.get_mut(step.to.clone()))
                     .flat_map(|words| words.chunks_exact_mut(step.outputs))
                     .collect();
-                layer.apply_many(&x, &mut y);
+                layer.apply(step, &parts, &mut y);
             }
         });
         Ok(answers)
@@ -200,6 +244,10 @@ mod tests {
     use super::*;
 
     fn loaded(images: usize) -> Box<dyn Loaded> {
+        loaded_as(Form::Words, images)
+    }
+
+    fn loaded_as(form: Form, images: usize) -> Box<dyn Loaded> {
         let pointwise = Conv {
             groups: 1,
             in_channels: 2,
@@ -246,7 +294,7 @@ mod tests {
         ];
         let weights =
             [vec![1, 10], vec![1, 2, -1]].map(|plane| Weights::new(vec![plane], 0).unwrap());
-        let program = Program::new(layers, rounds).unwrap();
+        let program = Program::new(form, layers, rounds).unwrap();
         let model = WorkerModel::new(program, &[&weights[0], &weights[1]]).unwrap();
         Cpu::new(NonZeroUsize::MIN).unwrap().load(&model).unwrap()
     }
@@ -294,6 +342,33 @@ mod tests {
                 got: 5,
             };
             assert_eq!(model.call_many(0, &short), Err(words));
+        }
+    }
+
+    #[test]
+    fn halves_are_answered_like_the_words_they_stand_for() {
+        for images in [1, 3] {
+            let x: Vec<i16> = (0..6 * images as i16).map(|i| 1 - 7 * i).collect();
+            let words: Vec<u32> = x
+                .iter()
+                .map(|x| i32::from(*x).rem_euclid(i32::MAX) as u32)
+                .collect();
+            let pair = |pair: &[i16]| {
+                let [low, high] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+                u32::from(low.cast_unsigned()) | u32::from(high.cast_unsigned()) << 16
+            };
+            let packed: Vec<u32> = x.chunks(2).map(pair).collect();
+            let short = loaded_as(Form::Halves, images);
+            let expected = loaded(images).call(0, &words).unwrap();
+            assert_eq!(short.call(0, &packed).unwrap(), expected);
+            let two = short.call_many(0, &[&packed, &packed]).unwrap();
+            assert_eq!(two, [expected.clone(), expected]);
+            let wrong = BackendError::Words {
+                round: 0,
+                expected: 3 * images,
+                got: words.len(),
+            };
+            assert_eq!(short.call(0, &words), Err(wrong));
         }
     }
 

@@ -192,6 +192,7 @@ fn other_forms(conv: &Conv) -> u64 {
 mod tests {
     use larvatus_kernels::isa::Isa;
     use larvatus_kernels::linear::{Linear, MatMul, Weights};
+    use larvatus_proto::program::Form;
 
     use super::*;
 
@@ -297,7 +298,7 @@ mod tests {
                 planes: 1,
                 shift: 0,
             }];
-            let program = Program::new(layers, vec![]).unwrap();
+            let program = Program::new(Form::Words, layers, vec![]).unwrap();
             let groups = TooMuch::Groups {
                 layer: 0,
                 got: MAX_GROUPS + 1,
@@ -311,7 +312,7 @@ mod tests {
                 planes: 1,
                 shift: 0,
             }];
-            let program = Program::new(layers, vec![]).unwrap();
+            let program = Program::new(Form::Words, layers, vec![]).unwrap();
             let packed = TooMuch::Packed {
                 limit: 1 << 20,
                 got: 257 << 12,

@@ -1,7 +1,7 @@
 //! How the words of an answer are altered.
 
 use larvatus_kernels::field::P;
-use larvatus_kernels::linear::Shape;
+use larvatus_kernels::linear::{Shape, halves};
 use larvatus_proto::program::{Program, WorkerModel};
 use larvatus_worker::Backend;
 use larvatus_worker::Cpu;
@@ -252,14 +252,25 @@ impl Tamper {
             Self::Echo => words
                 .iter_mut()
                 .zip(request.iter().cycle())
-                .for_each(|(to, x)| *to = *x),
+                .for_each(|(to, x)| *to = *x % P),
             Self::OtherWeights(model) => {
                 let cpu = Cpu::new(std::num::NonZeroUsize::MIN).expect("one thread");
                 let loaded = cpu.load(model).expect("a model");
-                words = loaded.call(round, request).expect("a round of it");
+                let round_of = &model.program().rounds()[round as usize];
+                let request = as_words(request, round_of.uploads.iter().sum());
+                words = loaded.call(round, &request).expect("a round of it");
             }
         }
         assert_ne!(&words, honest, "no lie at all");
         words
     }
+}
+
+/// The elements of a request as field elements, in whichever form they came.
+fn as_words(request: &[u32], elements: usize) -> Vec<u32> {
+    if request.len() == elements {
+        return request.to_vec();
+    }
+    let word = |x: &i16| i32::from(*x).rem_euclid(P as i32) as u32;
+    halves(request)[..elements].iter().map(word).collect()
 }

@@ -41,7 +41,7 @@ pub use adjoint::{Adjoint, adjoint, adjoint_with};
 pub use shape::{
     Conv, MAX_ELEMENTS, MAX_KERNEL, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid,
 };
-pub use short::ShortLinear;
+pub use short::{ShortLinear, halves, halves_mut};
 pub use weights::Weights;
 
 #[cfg(target_arch = "x86_64")]

@@ -68,6 +68,15 @@ impl ShortLinear {
         }
     }
 
+    /// Memory that the packed weights take, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.kernel {
+            Kernel::Words(linear) => linear.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Planar(bytes) | Kernel::Tokens(bytes) => super::Packed::bytes(bytes),
+        }
+    }
+
     /// What this layer computes.
     pub fn shape(&self) -> &Shape {
         &self.shape
@@ -95,6 +104,19 @@ fn own(isa: Isa, shape: &Shape, weights: &Weights) -> Option<Kernel> {
     let _ = (isa, shape, weights);
     None
 }
+
+/// Elements of 16 bits that travel two to a word, the first in the low half.
+pub fn halves(words: &[u32]) -> &[i16] {
+    bytemuck::cast_slice(words)
+}
+
+/// [`halves`], to be written.
+pub fn halves_mut(words: &mut [u32]) -> &mut [i16] {
+    bytemuck::cast_slice_mut(words)
+}
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("halves of words lie in memory as they travel on little-endian machines only");
 
 /// Signed numbers as field elements.
 fn words(x: &[i16]) -> Vec<u32> {

@@ -83,7 +83,7 @@ impl PadChecks {
         let mut lie = None;
         let uploads = planned.uploads.iter().zip(planned.first_upload..);
         for (index, (upload, upload_number)) in uploads.enumerate() {
-            let mut pad = Zeroizing::new(vec![0; upload.words()]);
+            let mut pad = Zeroizing::new(vec![0; upload.elements()]);
             key.stream(number, upload_number, Purpose::Mask)
                 .fill(0, &mut pad);
             for ((id, from), answer) in planned.calls.iter().zip(&answers) {

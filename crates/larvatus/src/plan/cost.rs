@@ -81,6 +81,7 @@ fn trusted_ns(inputs: usize, outputs: usize, policy: &Policy) -> f64 {
 impl Plan {
     /// What each offloaded layer costs, in the order of the layers.
     pub fn costs(&self) -> Vec<Cost> {
+        let form = self.worker_model().program().form();
         let first_reader = |index: usize| {
             self.uploads()
                 .any(|upload| upload.readers.first().is_some_and(|id| id.index() == index))
@@ -88,7 +89,7 @@ impl Plan {
         let cost = |(index, layer): (usize, &Layer)| Cost {
             macs: layer.placed.linear.macs(),
             up: if first_reader(index) {
-                4 * layer.spec.inputs() as u64
+                4 * form.words(layer.spec.inputs()) as u64
             } else {
                 0
             },
@@ -104,7 +105,7 @@ impl Plan {
             .iter()
             .map(|layer| local_ns(&layer.placed.linear))
             .sum();
-        let up: usize = self.uploads().map(super::Upload::words).sum();
+        let up: usize = self.uploads().map(super::Upload::elements).sum();
         let down: usize = self.layers().iter().map(|layer| layer.spec.outputs()).sum();
         Estimate {
             local_ms: local / 1e6,

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::linear::{Shape, Weights};
 use larvatus_proto::digest::Digest;
-use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
+use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 use larvatus_proto::wire::{DecodeError, Writer};
 
 pub use cost::{Cost, Estimate};
@@ -93,12 +93,12 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    pub(crate) fn image_words(&self) -> usize {
+    pub(crate) fn image_elements(&self) -> usize {
         self.rows * self.cols
     }
 
-    pub(crate) fn words(&self) -> usize {
-        self.images * self.image_words()
+    pub(crate) fn elements(&self) -> usize {
+        self.images * self.image_elements()
     }
 
     /// Scales of one image.
@@ -188,7 +188,8 @@ impl Plan {
         let cut = Cut::new(graph, linears)?;
         let layers = layers(&cut, quantised);
         let rounds = rounds(&cut, &layers)?;
-        let program = program(&layers, &rounds)?;
+        let form = form(policy);
+        let program = program(form, &layers, &rounds)?;
         let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
         let worker_model = WorkerModel::new(program, &weights)?;
         let repetitions = match policy.integrity() {
@@ -329,6 +330,15 @@ fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
     quantise(&linear.shape, &linear.weights, policy.weights)
 }
 
+/// How requests travel. What is hidden is uniform over the field; what is not fits 16 bits, as
+/// [`quantise`] sees to.
+fn form(policy: &Policy) -> Form {
+    match policy.hiding() {
+        Hiding::Clear => Form::Halves,
+        Hiding::Field => Form::Words,
+    }
+}
+
 fn layers(cut: &Cut, quantised: Vec<Quantised>) -> Vec<Layer> {
     let layer = |(placed, quantised): (&Placed, Quantised)| {
         let planes = quantised.weights.planes().len();
@@ -431,12 +441,12 @@ impl PlannedRound {
     }
 }
 
-fn program(layers: &[Layer], rounds: &[PlannedRound]) -> Result<Program, PlanError> {
+fn program(form: Form, layers: &[Layer], rounds: &[PlannedRound]) -> Result<Program, PlanError> {
     let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
     let rounds = rounds
         .iter()
         .map(|round| Round {
-            uploads: round.uploads.iter().map(Upload::words).collect(),
+            uploads: round.uploads.iter().map(Upload::elements).collect(),
             calls: round
                 .calls
                 .iter()
@@ -447,5 +457,5 @@ fn program(layers: &[Layer], rounds: &[PlannedRound]) -> Result<Program, PlanErr
                 .collect(),
         })
         .collect();
-    Ok(Program::new(specs, rounds)?)
+    Ok(Program::new(form, specs, rounds)?)
 }

@@ -8,7 +8,7 @@ use larvatus_proto::machine::Now;
 use larvatus_proto::words::{Heap, Memory, Words};
 
 use super::Output;
-use crate::claim::{Hidden, Scratch, hide_upload, open};
+use crate::claim::{Cover, Hidden, Scratch, hide_upload, open};
 use crate::error::{InferError, InputError, WorkerMisbehaved};
 use crate::inference::{Inference, Next};
 use crate::plan::Plan;
@@ -118,41 +118,41 @@ impl Flight {
             Some(secrets) => (Some(secrets.masks), secrets.tickets, secrets.unmasks),
             None => (None, Vec::new(), Vec::new()),
         };
-        // What the plan demands decides, not which keys are at hand.
-        let hides = match self.plan.policy().hiding() {
-            Hiding::Field => true,
-            Hiding::Clear => false,
-        };
-        if hides && tickets.len() != planned.uploads.len() {
-            return Err(InferError::Local {
-                message: "an upload without a ticket".to_owned(),
-            });
-        }
         let mut tickets = tickets.into_iter();
+        let form = self.plan.worker_model().program().form();
+        let sent = planned.uploads.iter();
         let mut words = desk
             .memory
-            .words(planned.uploads.iter().map(|upload| upload.words()).sum());
+            .words(sent.map(|upload| form.words(upload.elements())).sum());
         let mut at = 0;
         let mut hidden = Vec::with_capacity(planned.uploads.len());
         for upload in &planned.uploads {
             let (x, maxima) = self.inference.activation(upload)?;
             let zero = self.inference.is_poisoned();
-            let pad = tickets
-                .next()
-                .zip(masks.as_deref())
-                .map(|(ticket, masks)| ticket.pad(masks));
+            let ticket = tickets.next().zip(masks.as_deref());
+            let pad = ticket.map(|(ticket, masks)| ticket.pad(masks));
+            // What the plan demands decides, not which keys are at hand.
+            let cover = match (self.plan.policy().hiding(), &pad) {
+                (Hiding::Field, Some(pad)) => Cover::Pad(pad),
+                (Hiding::Clear, _) => Cover::Bare(form),
+                (Hiding::Field, None) => {
+                    return Err(InferError::Local {
+                        message: "an upload without a ticket".to_owned(),
+                    });
+                }
+            };
             let (kept, finite) = hide_upload(
                 upload,
                 &x,
                 maxima.as_deref(),
                 zero,
-                pad.as_ref(),
+                cover,
                 checks,
                 &mut words,
                 at,
                 &mut desk.scratch,
             );
-            at += upload.words();
+            at += form.words(upload.elements());
             if !finite && let Some(layer) = upload.readers.first() {
                 self.inference.poison(*layer);
             }

@@ -47,8 +47,6 @@ pub(super) struct AwaitChunks {
 #[derive(Debug)]
 pub(super) struct AwaitCalls {
     model: Arc<Model>,
-    /// Words of its largest request.
-    largest: usize,
 }
 
 /// The conversation has ended.
@@ -271,18 +269,12 @@ impl AwaitChunks {
 
 impl AwaitCalls {
     fn new(model: Arc<Model>) -> Self {
-        let program = model.program();
-        let requests = program
-            .rounds()
-            .iter()
-            .map(|round| program.request_words(round));
-        let largest = requests.max().unwrap_or(0);
-        Self { model, largest }
+        Self { model }
     }
 
     /// Words of the largest request.
     pub(super) fn largest(&self) -> usize {
-        self.largest
+        self.model.program().largest_request()
     }
 
     fn ready(self, cx: &mut Context) -> State {
@@ -324,7 +316,18 @@ impl AwaitCalls {
         seed: Seed,
     ) -> Result<(), Refused> {
         let (index, steps) = self.round(round)?;
-        let first = self.model.program().first_upload(index).unwrap_or(0);
+        let program = self.model.program();
+        // Pads are words: a program whose requests are clear has none.
+        let (expected, got) = (program.request_words(steps), steps.uploads.iter().sum());
+        if got != expected {
+            return Err(BackendError::Words {
+                round,
+                expected,
+                got,
+            }
+            .into());
+        }
+        let first = program.first_upload(index).unwrap_or(0);
         let pads = Box::new(Pads::new(seed, ticket, first, &steps.uploads)?);
         cx.has_room()?;
         let model = Arc::clone(&self.model);

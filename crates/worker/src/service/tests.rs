@@ -2,7 +2,7 @@ mod dealing;
 
 use larvatus_kernels::linear::{MatMul, Shape, Weights};
 use larvatus_proto::digest::Digest;
-use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
+use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 
 use super::*;
 use crate::backend::Backend;
@@ -25,6 +25,7 @@ fn model_of(inner: usize, weight: i8) -> WorkerModel {
         upload: 0,
     };
     let program = Program::new(
+        Form::Words,
         vec![LayerSpec {
             shape,
             images: 1,
@@ -424,7 +425,9 @@ fn absurd_programs_are_refused_before_their_weights() {
             uploads: vec![layer.inputs()],
             calls: vec![call],
         };
-        let encoded = Program::new(vec![layer], vec![round]).unwrap().encode();
+        let encoded = Program::new(Form::Words, vec![layer], vec![round])
+            .unwrap()
+            .encode();
         let total = encoded.len() as u64 + weights;
         (encoded, total)
     };

@@ -32,7 +32,7 @@ fn rounds(inner: usize, uploads: &[usize]) -> WorkerModel {
             .collect(),
     };
     let layers = one.program().layers().to_vec();
-    let program = Program::new(layers, uploads.iter().map(round).collect()).unwrap();
+    let program = Program::new(Form::Words, layers, uploads.iter().map(round).collect()).unwrap();
     WorkerModel::new(program, &[&one.weights().unwrap()[0]]).unwrap()
 }
 
