@@ -54,6 +54,8 @@ pub enum Purpose {
     Channel = 3,
     /// What seals stored answers to pads.
     UnmaskPad = 4,
+    /// The first share of weights that are split between two workers; the ticket is the layer.
+    Share = 5,
 }
 
 /// The words of one ticket, upload and purpose.

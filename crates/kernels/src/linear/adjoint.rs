@@ -72,40 +72,82 @@ pub fn adjoint_with(
     );
     let (outer, inner) = (canonical(outer), canonical(inner));
     Ok(match shape {
-        Shape::Conv(conv) => transpose_conv(isa, conv, shape.taps(), weights, &outer, inner),
-        Shape::MatMul(matmul) => transpose_matmul(isa, matmul, weights, outer, &inner),
+        Shape::Conv(conv) => {
+            let taps = shape.taps();
+            let out_group = conv.out_channels / conv.groups;
+            // z[group][channel in group][tap], which is z[channel][tap].
+            let mut z = Zeroizing::new(vec![0; conv.groups * taps]);
+            for (plane, place) in weights.places() {
+                let per_group = plane
+                    .chunks_exact(out_group * taps)
+                    .zip(outer.chunks_exact(out_group));
+                for ((plane, outer), z) in per_group.zip(z.chunks_exact_mut(taps)) {
+                    contract_columns(isa, plane, outer, place, z);
+                }
+            }
+            transpose_conv(isa, conv, z, inner)
+        }
+        Shape::MatMul(matmul) => {
+            let mut z = Zeroizing::new(vec![0; matmul.groups * matmul.inner]);
+            for (plane, place) in weights.places() {
+                contract_rows(isa, plane, matmul.columns, &inner, place, &mut z);
+            }
+            transpose_matmul(isa, matmul, z, outer)
+        }
     })
 }
 
+/// [`adjoint`] for full-width weights, which must be canonical and have the shape's length.
+pub(super) fn transpose_share(
+    isa: Isa,
+    shape: &Shape,
+    weights: &[u32],
+    outer: &[u32],
+    inner: &[u32],
+) -> Adjoint {
+    assert_eq!(
+        (outer.len(), inner.len()),
+        shape.output_rows_cols(),
+        "v has the output's shape"
+    );
+    let (outer, inner) = (canonical(outer), canonical(inner));
+    match shape {
+        Shape::Conv(conv) => {
+            let taps = shape.taps();
+            let out_group = conv.out_channels / conv.groups;
+            let mut z = Zeroizing::new(vec![0; conv.groups * taps]);
+            let per_group = weights
+                .chunks_exact(out_group * taps)
+                .zip(outer.chunks_exact(out_group));
+            for ((weights, outer), z) in per_group.zip(z.chunks_exact_mut(taps)) {
+                combine(isa, outer, weights, z);
+            }
+            transpose_conv(isa, conv, z, inner)
+        }
+        Shape::MatMul(matmul) => {
+            let mut z = Zeroizing::new(vec![0; matmul.groups * matmul.inner]);
+            contract_words(isa, weights, &inner, &mut z);
+            transpose_matmul(isa, matmul, z, outer)
+        }
+    }
+}
+
+/// Spreads `z[channel][tap]`, the weights contracted with the outputs, over the input pixels.
 fn transpose_conv(
     isa: Isa,
     conv: &Valid<Conv>,
-    taps: usize,
-    weights: &Weights,
-    outer: &[u32],
+    z: Zeroizing<Vec<u32>>,
     inner: Zeroizing<Vec<u32>>,
 ) -> Adjoint {
     let Conv {
         groups,
         in_channels,
-        out_channels,
         kernel,
         stride,
         pad_begin,
         pad_end,
         ..
     } = **conv;
-    let out_group = out_channels / groups;
-    // z[group][channel in group][tap], which is z[channel][tap].
-    let mut z = Zeroizing::new(vec![0; groups * taps]);
-    for (plane, place) in weights.places() {
-        let per_group = plane
-            .chunks_exact(out_group * taps)
-            .zip(outer.chunks_exact(out_group));
-        for ((plane, outer), z) in per_group.zip(z.chunks_exact_mut(taps)) {
-            contract_columns(isa, plane, outer, place, z);
-        }
-    }
     let pointwise =
         kernel == [1, 1] && stride == [1, 1] && pad_begin == [0, 0] && pad_end == [0, 0];
     if pointwise && groups == 1 {
@@ -139,23 +181,19 @@ fn transpose_conv(
     Adjoint::Dense(dense)
 }
 
+/// The product of `outer` and `z[group][inner]`, the weights contracted with the columns.
 fn transpose_matmul(
     isa: Isa,
     matmul: &MatMul,
-    weights: &Weights,
+    z: Zeroizing<Vec<u32>>,
     outer: Zeroizing<Vec<u32>>,
-    inner: &[u32],
 ) -> Adjoint {
     let MatMul {
         groups,
         rows,
         inner: depth,
-        columns,
+        ..
     } = *matmul;
-    let mut z = Zeroizing::new(vec![0; groups * depth]);
-    for (plane, place) in weights.places() {
-        contract_rows(isa, plane, columns, inner, place, &mut z);
-    }
     if groups == 1 {
         return Adjoint::RankOne {
             outer: take(outer),
@@ -253,6 +291,19 @@ fn contract_rows(isa: Isa, w: &[i8], columns: usize, s: &[u32], place: u32, z: &
     }
 }
 
+/// `z[i] = Σ_j w[i][j]·s[j]` for canonical words, rows of `s.len()`.
+fn contract_words(isa: Isa, w: &[u32], s: &[u32], z: &mut [u32]) {
+    match isa {
+        Isa::Scalar | Isa::Portable => contract_words_body(w, s, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(isa) => isa.contract_words(w, s, z),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(isa) => isa.contract_words(w, s, z),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) | Isa::Avx512(_) => contract_words_body(w, s, z),
+    }
+}
+
 /// `out[i] = Σ_t z[t]·rows[t][i]`, rows of `out.len()`.
 fn combine(isa: Isa, z: &[u32], rows: &[u32], out: &mut [u32]) {
     match isa {
@@ -309,6 +360,27 @@ pub(super) fn contract_rows_body(w: &[i8], columns: usize, s: &[u32], place: u32
             }
             *z = add_halves(*z, sum_low, sum_high, place);
         }
+    }
+}
+
+#[inline(always)]
+pub(super) fn contract_words_body(w: &[u32], s: &[u32], z: &mut [u32]) {
+    // Sums of every sixteenth product; three products below 2⁶² and a sum below 2³⁴ stay below 2⁶⁴.
+    const LANES: usize = 16;
+    let (whole, rest) = s.as_chunks::<{ 3 * LANES }>();
+    for (row, z) in w.chunks_exact(s.len()).zip(z) {
+        let mut sums = [0u64; LANES];
+        let (row, row_rest) = row.as_chunks::<{ 3 * LANES }>();
+        for (w, s) in row.iter().zip(whole) {
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let product = |at: usize| u64::from(w[at + lane]) * u64::from(s[at + lane]);
+                let full = *sum + product(0) + product(LANES) + product(2 * LANES);
+                *sum = (full & u64::from(P)) + (full >> 31);
+            }
+        }
+        let rest = row_rest.iter().zip(rest);
+        let rest = rest.map(|(&w, &s)| Fp::from_u64(u64::from(w) * u64::from(s)));
+        *z = (sums.into_iter().map(Fp::from_u64).sum::<Fp>() + rest.sum::<Fp>()).word();
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! A word is cut into limbs, limb products with eight-bit weights are summed in 32 bits by the machine's own
 //! multiply-accumulate, and one reduction at the end recombines the limbs: 2³¹ ≡ 1 makes that a few rotations.
-//! [`ShortLinear`] is the same for clear inputs of 16 bits, which have fewer limbs.
+//! [`ShortLinear`] is the same for clear inputs of 16 bits, which have fewer limbs, [`WideLinear`] for weights that are
+//! whole field elements.
 //!
 //! Source: limb decomposition as in exact integer GEMM; the field as in Slalom (ICLR 2019, §3), with another p.
 
@@ -30,6 +31,7 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 mod weights;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod window;
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +45,7 @@ pub use shape::{
 };
 pub use short::{ShortLinear, halves, halves_mut};
 pub use weights::Weights;
+pub use wide::{Share, Split, WideLinear, adjoint_of_share, adjoint_of_share_with};
 
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Avx512;

@@ -4,35 +4,35 @@ use super::*;
 use crate::field::{Fp, P};
 
 /// A small generator of reproducible words.
-struct Words(u64);
+pub(super) struct Words(pub(super) u64);
 
 impl Words {
-    fn word(&mut self) -> u32 {
+    pub(super) fn word(&mut self) -> u32 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         ((z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb) >> 32) as u32
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.word() as usize % limit
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
-    fn words(&mut self, count: usize) -> Vec<u32> {
+    pub(super) fn words(&mut self, count: usize) -> Vec<u32> {
         (0..count).map(|_| self.word()).collect()
     }
 
-    fn weights(&mut self, count: usize, planes: usize) -> Weights {
+    pub(super) fn weights(&mut self, count: usize, planes: usize) -> Weights {
         let mut plane = || (0..count).map(|_| self.word() as i8).collect();
         let shift = if planes == 1 { 0 } else { 7 };
         Weights::new((0..planes).map(|_| plane()).collect(), shift).unwrap()
     }
 }
 
-fn isas() -> Vec<Isa> {
+pub(super) fn isas() -> Vec<Isa> {
     let available = Isa::available();
     for name in ["avx2", "avx512"] {
         if !available.iter().any(|isa| isa.name() == name) {
@@ -42,7 +42,7 @@ fn isas() -> Vec<Isa> {
     available
 }
 
-fn defined(shape: &Shape, weights: &Weights, x: &[u32]) -> Vec<u32> {
+pub(super) fn defined(shape: &Shape, weights: &Weights, x: &[u32]) -> Vec<u32> {
     let mut y = vec![0; shape.outputs()];
     scalar::apply(shape, weights, x, &mut y);
     y
@@ -62,7 +62,12 @@ fn assert_variants(shape: &Shape, weights: &Weights, x: &[u32]) {
     }
 }
 
-fn conv(groups: usize, channels: [usize; 2], input: [usize; 2], kernel: [usize; 2]) -> Conv {
+pub(super) fn conv(
+    groups: usize,
+    channels: [usize; 2],
+    input: [usize; 2],
+    kernel: [usize; 2],
+) -> Conv {
     Conv {
         groups,
         in_channels: channels[0],
@@ -76,7 +81,13 @@ fn conv(groups: usize, channels: [usize; 2], input: [usize; 2], kernel: [usize; 
     }
 }
 
-fn same(groups: usize, channels: [usize; 2], side: usize, kernel: usize, stride: usize) -> Conv {
+pub(super) fn same(
+    groups: usize,
+    channels: [usize; 2],
+    side: usize,
+    kernel: usize,
+    stride: usize,
+) -> Conv {
     let pad = [kernel / 2; 2];
     let conv = conv(groups, channels, [side; 2], [kernel; 2]);
     Conv {
@@ -88,7 +99,7 @@ fn same(groups: usize, channels: [usize; 2], side: usize, kernel: usize, stride:
 }
 
 /// A random valid convolution with few multiplications.
-fn any_conv(rng: &mut Words) -> Shape {
+pub(super) fn any_conv(rng: &mut Words) -> Shape {
     loop {
         let groups = rng.pick(&[1, 1, 1, 2, 3, 8]);
         let channels = if rng.below(4) == 0 {
@@ -116,7 +127,7 @@ fn any_conv(rng: &mut Words) -> Shape {
 }
 
 /// A random depthwise convolution of a common kernel.
-fn any_depthwise(rng: &mut Words) -> Shape {
+pub(super) fn any_depthwise(rng: &mut Words) -> Shape {
     loop {
         let (kernel, stride, groups) = (rng.pick(&[3, 5]), rng.pick(&[1, 2]), 1 + rng.below(4));
         let mut pair = |limit: usize| [rng.below(limit), rng.below(limit)];
@@ -135,7 +146,7 @@ fn any_depthwise(rng: &mut Words) -> Shape {
     }
 }
 
-fn any_matmul(rng: &mut Words) -> Shape {
+pub(super) fn any_matmul(rng: &mut Words) -> Shape {
     let mut upto = |limit: usize| 1 + rng.below(limit);
     let matmul = MatMul {
         groups: upto(3),
@@ -335,7 +346,7 @@ fn images_in_bytes_equal_the_definition() {
 }
 
 /// Words whose limbs, halves or centred halves are extreme.
-const EXTREMES: [u32; 10] = [
+pub(super) const EXTREMES: [u32; 10] = [
     0,
     1,
     P - 1,

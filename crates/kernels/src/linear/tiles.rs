@@ -83,12 +83,126 @@ pub(super) struct At {
     pub(super) period: usize,
 }
 
+/// A convolution that this way suits.
+pub(super) struct Layer {
+    window: Window,
+    pub(super) in_channels: usize,
+    out_channels: usize,
+}
+
+impl Layer {
+    /// The layer, if this way suits it.
+    pub(super) fn new(conv: &Valid<Conv>) -> Option<Self> {
+        let window = Window::new(conv);
+        let ([1, 1], [1, 1], [3, 3], 1) = (conv.stride, conv.dilation, conv.kernel, conv.groups)
+        else {
+            return None;
+        };
+        let least = conv.in_channels.min(conv.out_channels);
+        if least < LEAST_CHANNELS || tiles(&window) < LEAST_TILES {
+            return None;
+        }
+        Some(Self {
+            window,
+            in_channels: conv.in_channels,
+            out_channels: conv.out_channels,
+        })
+    }
+
+    /// Sixteens of input channels.
+    fn inputs(&self) -> usize {
+        self.in_channels.div_ceil(LANES)
+    }
+
+    /// Sixteens of output channels.
+    pub(super) fn vectors(&self) -> usize {
+        self.out_channels.div_ceil(LANES)
+    }
+
+    /// Tiles worth computing together: enough that weights are read seldom, few enough for the caches.
+    fn at_once(&self) -> usize {
+        (CACHED / (POINTS * (self.inputs() + self.vectors()) * size_of::<Line>()))
+            .max(LEAST_AT_ONCE)
+    }
+
+    /// `y = L(x)` for each image, `multiply(points, point, tiles, products)` being the products at one point.
+    ///
+    /// Points are whole centred words, or their halves.
+    pub(super) fn apply<const WHOLE: bool>(
+        &self,
+        isa: Avx512,
+        wanted: usize,
+        x: &[&[u32]],
+        y: &mut [&mut [u32]],
+        multiply: impl Fn(&[Line], usize, usize, &mut [Line]) + Send + Sync,
+    ) {
+        let (inputs, vectors) = (self.inputs(), self.vectors());
+        let per_image = tiles(&self.window);
+        let all = x.len() * per_image;
+        // Odd, so that the lines of one tile do not fall into the same sets of a cache.
+        let size = (all.div_ceil(all.div_ceil(self.at_once())) | 1).min(all);
+        let mut buffers = BUFFERS.take();
+        for first in (0..all).step_by(size) {
+            let size = size.min(all - first);
+            let runs = runs(&self.window, first, size);
+            let [points, products] = &mut buffers;
+            room(points, inputs * POINTS * size);
+            points.resize(inputs * POINTS * size, Line::ZERO);
+            room(products, POINTS * vectors * size);
+            products.resize(POINTS * vectors * size, Line::ZERO);
+            let jobs: Vec<_> = points.chunks_exact_mut(POINTS * size).enumerate().collect();
+            jobs::share(wanted, jobs, |(block, points)| {
+                let first = block * LANES * self.window.plane();
+                for run in &runs {
+                    let x = &x[run.image][first..];
+                    isa.scratch(|scratch| {
+                        let lines = &mut scratch.lines;
+                        isa.tiles_in::<WHOLE>(&self.window, run, x, lines, points)
+                    });
+                }
+            });
+            let jobs: Vec<_> = products
+                .chunks_exact_mut(vectors * size)
+                .enumerate()
+                .collect();
+            jobs::share(wanted, jobs, |(point, products)| {
+                multiply(points, point, size, products);
+            });
+            let mut jobs: Vec<(usize, Vec<&mut [u32]>)> =
+                (0..vectors).map(|vector| (vector, Vec::new())).collect();
+            for y in y.iter_mut() {
+                for ((_, job), y) in jobs
+                    .iter_mut()
+                    .zip(y.chunks_mut(LANES * self.window.pixels()))
+                {
+                    job.push(y);
+                }
+            }
+            jobs::share(wanted, jobs, |(vector, mut y)| {
+                for run in &runs {
+                    let products = &products[vector * size..];
+                    let y = &mut *y[run.image];
+                    isa.scratch(|scratch| {
+                        isa.tiles_out(
+                            &self.window,
+                            run,
+                            products,
+                            [vectors, size],
+                            &mut scratch.lines,
+                            y,
+                        )
+                    });
+                }
+            });
+        }
+        BUFFERS.set(buffers);
+    }
+}
+
 /// A convolution with its weights at the points.
 pub(super) struct Tiles {
     isa: Avx512,
-    window: Window,
-    in_channels: usize,
-    out_channels: usize,
+    layer: Layer,
     /// `[point][pair of vectors][sixteen inputs][pair of inputs][vector]`: two weights for each output channel.
     weights: Vec<Line>,
     /// Sixteens of inputs between two folds, at each point.
@@ -98,29 +212,16 @@ pub(super) struct Tiles {
 impl Tiles {
     /// The layer, if this way suits it.
     pub(super) fn new(isa: Avx512, conv: &Valid<Conv>, weights: &Weights) -> Option<Self> {
-        let window = Window::new(conv);
-        let ([plane], [1, 1], [1, 1], [3, 3], 1) = (
-            weights.planes(),
-            conv.stride,
-            conv.dilation,
-            conv.kernel,
-            conv.groups,
-        ) else {
+        let [plane] = weights.planes() else {
             return None;
         };
-        let least = conv.in_channels.min(conv.out_channels);
-        if least < LEAST_CHANNELS || tiles(&window) < LEAST_TILES {
-            return None;
-        }
         let mut layer = Self {
             isa,
-            window,
-            in_channels: conv.in_channels,
-            out_channels: conv.out_channels,
+            layer: Layer::new(conv)?,
             weights: Vec::new(),
             periods: Vec::new(),
         };
-        let (inputs, vectors) = (layer.inputs(), layer.vectors());
+        let (inputs, vectors) = (layer.layer.inputs(), layer.layer.vectors());
         layer.weights = vec![Line::ZERO; POINTS * vectors * inputs * PAIRS];
         // Σ|w| over sixteen inputs, the sums that the periods follow from.
         let mut sums = vec![0u32; POINTS * inputs * vectors * LANES];
@@ -143,30 +244,14 @@ impl Tiles {
         Some(layer)
     }
 
-    /// Sixteens of input channels.
-    fn inputs(&self) -> usize {
-        self.in_channels.div_ceil(LANES)
-    }
-
-    /// Sixteens of output channels.
-    fn vectors(&self) -> usize {
-        self.out_channels.div_ceil(LANES)
-    }
-
     /// Vectors that lie together with `vector`.
     fn together(&self, vector: usize) -> usize {
-        VECTORS.min(self.vectors() - vector / VECTORS * VECTORS)
+        VECTORS.min(self.layer.vectors() - vector / VECTORS * VECTORS)
     }
 
     /// The first line of weights of the vectors that lie together with `vector`.
     fn weight_lines(&self, point: usize, vector: usize) -> usize {
-        (point * self.vectors() + vector / VECTORS * VECTORS) * self.inputs() * PAIRS
-    }
-
-    /// Tiles worth computing together: enough that weights are read seldom, few enough for the caches.
-    fn at_once(&self) -> usize {
-        (CACHED / (POINTS * (self.inputs() + self.vectors()) * size_of::<Line>()))
-            .max(LEAST_AT_ONCE)
+        (point * self.layer.vectors() + vector / VECTORS * VECTORS) * self.layer.inputs() * PAIRS
     }
 }
 
@@ -176,76 +261,21 @@ impl Packed for Tiles {
     }
 
     fn apply(&self, wanted: usize, x: &[&[u32]], y: &mut [&mut [u32]]) {
-        let (inputs, vectors) = (self.inputs(), self.vectors());
-        let per_image = tiles(&self.window);
-        let all = x.len() * per_image;
-        // Odd, so that the lines of one tile do not fall into the same sets of a cache.
-        let size = (all.div_ceil(all.div_ceil(self.at_once())) | 1).min(all);
-        let mut buffers = BUFFERS.take();
-        for first in (0..all).step_by(size) {
-            let size = size.min(all - first);
-            let runs = runs(&self.window, first, size);
-            let [points, products] = &mut buffers;
-            room(points, inputs * POINTS * size);
-            points.resize(inputs * POINTS * size, Line::ZERO);
-            room(products, POINTS * vectors * size);
-            products.resize(POINTS * vectors * size, Line::ZERO);
-            let jobs: Vec<_> = points.chunks_exact_mut(POINTS * size).enumerate().collect();
-            jobs::share(wanted, jobs, |(block, points)| {
-                let first = block * LANES * self.window.plane();
-                for run in &runs {
-                    let x = &x[run.image][first..];
-                    self.isa.scratch(|scratch| {
-                        self.isa
-                            .tiles_in(&self.window, run, x, &mut scratch.lines, points)
-                    });
-                }
-            });
-            let jobs: Vec<_> = products
-                .chunks_exact_mut(vectors * size)
-                .enumerate()
-                .collect();
-            jobs::share(wanted, jobs, |(point, products)| {
-                for (vector, products) in products.chunks_mut(VECTORS * size).enumerate() {
-                    let from = self.weight_lines(point, vector * VECTORS);
-                    let weights = &self.weights[from..][..products.len() / size * inputs * PAIRS];
-                    let period = self.periods[point];
-                    let at = At {
-                        point,
-                        tiles: size,
-                        period,
-                    };
-                    self.isa.tiles_multiply(points, weights, at, products);
-                }
-            });
-            let mut jobs: Vec<(usize, Vec<&mut [u32]>)> =
-                (0..vectors).map(|vector| (vector, Vec::new())).collect();
-            for y in y.iter_mut() {
-                for ((_, job), y) in jobs
-                    .iter_mut()
-                    .zip(y.chunks_mut(LANES * self.window.pixels()))
-                {
-                    job.push(y);
-                }
+        let multiply = |points: &[Line], point: usize, tiles: usize, products: &mut [Line]| {
+            for (vector, products) in products.chunks_mut(VECTORS * tiles).enumerate() {
+                let from = self.weight_lines(point, vector * VECTORS);
+                let lines = products.len() / tiles * self.layer.inputs() * PAIRS;
+                let period = self.periods[point];
+                let at = At {
+                    point,
+                    tiles,
+                    period,
+                };
+                self.isa
+                    .tiles_multiply(points, &self.weights[from..][..lines], at, products);
             }
-            jobs::share(wanted, jobs, |(vector, mut y)| {
-                for run in &runs {
-                    let products = &products[vector * size..];
-                    let y = &mut *y[run.image];
-                    self.isa.scratch(|scratch| {
-                        self.isa.tiles_out(
-                            &self.window,
-                            run,
-                            products,
-                            [vectors, size],
-                            &mut scratch.lines,
-                            y,
-                        )
-                    });
-                }
-            });
-        }
-        BUFFERS.set(buffers);
+        };
+        self.layer.apply::<false>(self.isa, wanted, x, y, multiply);
     }
 }
 
@@ -289,15 +319,15 @@ fn runs(window: &Window, first: usize, count: usize) -> Vec<Run> {
 
 /// `G w Gᵀ`; at most 49·128 in magnitude.
 fn at_points(kernel: &[i8; 9]) -> [i16; POINTS] {
-    let mut weights = [0; POINTS];
-    for (point, weight) in weights.iter_mut().enumerate() {
-        let (down, right) = (POINT[point / IN], POINT[point % IN]);
-        let sum: i32 = (0..9)
-            .map(|tap| down[tap / 3] * right[tap % 3] * i32::from(kernel[tap]))
-            .sum();
-        *weight = sum as i16;
-    }
-    weights
+    std::array::from_fn(|point| at_point(point, |tap| kernel[tap].into()) as i16)
+}
+
+/// `G w Gᵀ` at one point; at most 49 times the largest weight in magnitude.
+pub(super) fn at_point(point: usize, weight: impl Fn(usize) -> i64) -> i64 {
+    let (down, right) = (POINT[point / IN], POINT[point % IN]);
+    (0..9)
+        .map(|tap| i64::from(down[tap / 3] * right[tap % 3]) * weight(tap))
+        .sum()
 }
 
 /// The most sixteens of inputs between two folds, given Σ|w| of each sixteen, `inputs` for each output channel.

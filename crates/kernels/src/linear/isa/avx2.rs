@@ -2,6 +2,8 @@
 //!
 //! `vpmaddubsw` would take four limbs at once but saturates, so it is not used.
 
+mod wide;
+
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -197,6 +199,15 @@ impl Avx2 {
         }
         // SAFETY: the token as above.
         unsafe { run(w, columns, s, place, z) }
+    }
+
+    pub(in crate::linear) fn contract_words(self, w: &[u32], s: &[u32], z: &mut [u32]) {
+        #[target_feature(enable = "avx2")]
+        fn run(w: &[u32], s: &[u32], z: &mut [u32]) {
+            adjoint::contract_words_body(w, s, z);
+        }
+        // SAFETY: the token as above.
+        unsafe { run(w, s, z) }
     }
 
     pub(in crate::linear) fn combine(self, z: &[u32], rows: &[u32], out: &mut [u32]) {

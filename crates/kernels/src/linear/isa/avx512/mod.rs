@@ -8,6 +8,7 @@ mod direct;
 mod lines;
 mod reads;
 mod tiles;
+mod wide;
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -199,6 +200,15 @@ impl Avx512 {
         }
         // SAFETY: the token as above.
         unsafe { run(w, columns, s, place, z) }
+    }
+
+    pub(in crate::linear) fn contract_words(self, w: &[u32], s: &[u32], z: &mut [u32]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn run(w: &[u32], s: &[u32], z: &mut [u32]) {
+            adjoint::contract_words_body(w, s, z);
+        }
+        // SAFETY: the token as above.
+        unsafe { run(w, s, z) }
     }
 
     pub(in crate::linear) fn combine(self, z: &[u32], rows: &[u32], out: &mut [u32]) {

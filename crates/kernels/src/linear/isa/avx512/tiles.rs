@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::lines::{AHEAD, load, store, transpose};
+use super::wide::centre;
 use super::{add, once, rotate};
 use crate::field::P;
 use crate::isa::Avx512;
@@ -33,8 +34,8 @@ const SCALES: [[u32; OUT]; OUT] = {
 
 impl Avx512 {
     /// Writes the points of the tiles of `run` into `[point][tile]` of a block, `x` being planes of up to sixteen
-    /// channels: eight pairs of low halves, then eight of high ones.
-    pub(in crate::linear) fn tiles_in(
+    /// channels: whole centred words, or eight pairs of low halves, then eight of high ones.
+    pub(in crate::linear) fn tiles_in<const WHOLE: bool>(
         self,
         window: &Window,
         run: &Run,
@@ -43,7 +44,7 @@ impl Avx512 {
         points: &mut [Line],
     ) {
         // SAFETY: `self` exists only where `detect` saw AVX-512.
-        unsafe { tiles_in(window, run, x, lines, points) }
+        unsafe { tiles_in::<WHOLE>(window, run, x, lines, points) }
     }
 
     /// `products[vector][tile] = Σ points·weights` at one point, in [0, p].
@@ -78,7 +79,13 @@ impl Avx512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn tiles_in(window: &Window, run: &Run, x: &[u32], lines: &mut Vec<Line>, points: &mut [Line]) {
+fn tiles_in<const WHOLE: bool>(
+    window: &Window,
+    run: &Run,
+    x: &[u32],
+    lines: &mut Vec<Line>,
+    points: &mut [Line],
+) {
     let columns = OUT * run.count + IN - OUT;
     lines.resize(IN * columns, Line([0; LANES]));
     let [top, left] = [
@@ -104,7 +111,7 @@ fn tiles_in(window: &Window, run: &Run, x: &[u32], lines: &mut Vec<Line>, points
         for words in half {
             for word in inputs(words) {
                 if let Some(point) = points.next() {
-                    store(point, halves(word));
+                    store(point, if WHOLE { centre(word) } else { halves(word) });
                 }
             }
         }
