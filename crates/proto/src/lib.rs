@@ -2,6 +2,8 @@
 //!
 //! * [`program`]: the linear layers a worker holds and the rounds in which they are called,
 //! * [`digest`]: the address of a program with its weights,
+//! * [`commit`]: trees of digests over what a worker computed, and openings of parts of it,
+//! * [`receipt`]: what was computed and how it was judged, signed by both sides,
 //! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
 //! * [`words`]: payloads, in memory of our own or in a link's,
 //! * [`machine`]: the shape of both sides, state machines without sockets or clocks.
@@ -12,10 +14,12 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing)]
 
+pub mod commit;
 pub mod digest;
 pub mod frame;
 pub mod machine;
 pub mod program;
+pub mod receipt;
 pub mod wire;
 pub mod words;
 
