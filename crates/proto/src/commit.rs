@@ -672,4 +672,5 @@ fn in_order(layout: &Layout, leaves: &[LeafId]) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests;

@@ -540,4 +540,5 @@ fn signature(reader: &mut Reader<'_>) -> Result<[u8; SIGNATURE], DecodeError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests;

@@ -20,7 +20,7 @@ pub(in crate::linear) trait WholeWords: Vectors {
     /// Writes the words of a row, centred, to every `every`-th line; the last line is filled up with zeros.
     fn centre_row(self, x: &[u32], every: usize, out: &mut [Line]);
 
-    /// Writes terms `terms` of a panel, centred, to part `part` of every `every`-th line, a part being
+    /// Writes terms `terms` of a panel, centred, to part `place[0]` of every `place[1]`-th line, a part being
     /// [`Vectors::LANES`] words.
     ///
     /// Terms are numbered as in [`Vectors::pack_pixels`]; `x` holds `channels` whole planes.

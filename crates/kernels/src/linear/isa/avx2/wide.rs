@@ -128,10 +128,19 @@ fn sums<const R: usize>(left: &[Line], right: &[Line]) -> [[__m256i; HALVES]; R]
                     }
                 }
             }
-            sums = sums.map(|sums| sums.map(|sums| sums.map(|sum| fold(sum))));
+            // Not by `map`, which is not inlined and takes the sums through memory.
+            for sum in sums.as_flattened_mut().as_flattened_mut() {
+                *sum = fold(*sum);
+            }
         }
     }
-    sums.map(|sums| sums.map(|sums| reduce(sums)))
+    let mut words = [[_mm256_setzero_si256(); HALVES]; R];
+    for (words, sums) in words.iter_mut().zip(sums) {
+        for (word, sums) in words.iter_mut().zip(sums) {
+            *word = reduce(sums);
+        }
+    }
+    words
 }
 
 /// A number that is congruent mod p, between −2³² and 2³² + 2³¹.
@@ -149,6 +158,6 @@ fn fold(sum: __m256i) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn reduce(sums: [__m256i; 2]) -> __m256i {
     // Now between −2 and p + 3, then between 0 and p.
-    let [even, odd] = sums.map(|sum| fold(fold(sum)));
+    let [even, odd] = [fold(fold(sums[0])), fold(fold(sums[1]))];
     once(_mm256_or_si256(even, _mm256_slli_epi64::<32>(odd)))
 }

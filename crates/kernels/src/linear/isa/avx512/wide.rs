@@ -224,10 +224,19 @@ fn sums<const R: usize, const V: usize>(
                     add_term(left, half * FOLD + term, right, &mut sums);
                 }
             }
-            sums = sums.map(|sums| sums.map(|sums| sums.map(|sum| fold(sum))));
+            // Not by `map`, which is not inlined and takes the sums through memory.
+            for sum in sums.as_flattened_mut().as_flattened_mut() {
+                *sum = fold(*sum);
+            }
         }
     }
-    sums.map(|sums| sums.map(|sums| reduce(sums)))
+    let mut words = [[_mm512_setzero_si512(); V]; R];
+    for (words, sums) in words.iter_mut().zip(sums) {
+        for (word, sums) in words.iter_mut().zip(sums) {
+            *word = reduce(sums);
+        }
+    }
+    words
 }
 
 #[inline]
@@ -238,8 +247,11 @@ fn add_term<const R: usize, const V: usize>(
     right: &[Line; V],
     sums: &mut [[[__m512i; 2]; V]; R],
 ) {
-    let even = right.each_ref().map(|line| load(line));
-    let odd = even.map(|words| _mm512_srli_epi64::<32>(words));
+    let (mut even, mut odd) = ([_mm512_setzero_si512(); V], [_mm512_setzero_si512(); V]);
+    for (v, line) in right.iter().enumerate() {
+        even[v] = load(line);
+        odd[v] = _mm512_srli_epi64::<32>(even[v]);
+    }
     for (sums, row) in sums.iter_mut().zip(left) {
         let word = _mm512_set1_epi32(row.0[term % LANES] as i32);
         for (v, sums) in sums.iter_mut().enumerate() {
@@ -262,7 +274,7 @@ fn fold(sum: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f")]
 fn reduce(sums: [__m512i; 2]) -> __m512i {
     // Now between −2 and p + 3, then between 0 and p.
-    let [even, odd] = sums.map(|sum| fold(fold(sum)));
+    let [even, odd] = [fold(fold(sums[0])), fold(fold(sums[1]))];
     once(_mm512_or_si512(even, _mm512_slli_epi64::<32>(odd)))
 }
 
