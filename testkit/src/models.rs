@@ -208,6 +208,42 @@ pub fn two_images() -> Network {
     Network::new("two images", &graph, &[2, 2, 4, 4])
 }
 
+/// Three residual blocks with strided shortcuts on images of odd sizes, two at a time. The shortcuts of
+/// the first two read what a 3×3 and a 1×1 convolution read whole; in the third nothing reads it whole.
+///
+/// Answers: `[4, 7·9]`; `[6, 4·5]` twice; `[3, 4·5]` and `[5, 2·3]`; `[5, 2·3]`; `[2, 1·2]` twice.
+pub fn residual() -> Network {
+    let mut chance = Chance::new(28);
+    let mut floats = |count| chance.floats(count);
+    let graph = Graph::new()
+        .input("x", &[2, 3, 7, 9])
+        .floats("w0", &[4, 3, 3, 3], &floats(108))
+        .floats("w1", &[6, 4, 3, 3], &floats(216))
+        .floats("v1", &[6, 4, 1, 1], &floats(24))
+        .floats("b1", &[6], &floats(6))
+        .floats("w2", &[3, 6, 1, 1], &floats(18))
+        .floats("w3", &[5, 3, 3, 3], &floats(135))
+        .floats("v2", &[5, 6, 1, 1], &floats(30))
+        .floats("w4", &[2, 5, 1, 1], &floats(10))
+        .floats("v4", &[2, 5, 1, 1], &floats(10))
+        .node("Conv", &["x", "w0"], "c0", &conv(1, 1, 1))
+        .node("Relu", &["c0"], "r0", &[])
+        .node("Conv", &["r0", "w1"], "c1", &conv(2, 1, 1))
+        .node("Conv", &["r0", "v1", "b1"], "s1", &conv(2, 0, 1))
+        .node("Add", &["c1", "s1"], "a1", &[])
+        .node("Relu", &["a1"], "r1", &[])
+        .node("Conv", &["r1", "w2"], "c2", &conv(1, 0, 1))
+        .node("Conv", &["c2", "w3"], "c3", &conv(2, 1, 1))
+        .node("Conv", &["r1", "v2"], "s2", &conv(2, 0, 1))
+        .node("Add", &["c3", "s2"], "a2", &[])
+        .node("Relu", &["a2"], "r2", &[])
+        .node("Conv", &["r2", "w4"], "c4", &conv(2, 0, 1))
+        .node("Conv", &["r2", "v4"], "s4", &conv(2, 0, 1))
+        .node("Mul", &["c4", "s4"], "y", &[])
+        .output("y", &[2, 2, 1, 2]);
+    Network::new("residual", &graph, &[2, 3, 7, 9])
+}
+
 /// A square root of a convolution in the middle: NaN wherever that is negative. With all weights
 /// positive, a positive input is fine and a negative one is not.
 pub fn square_root() -> Network {
@@ -562,6 +598,7 @@ pub fn all() -> Vec<Network> {
         constant_left(),
         batched_tokens(),
         two_images(),
+        residual(),
         square_root(),
         zero_weights(),
     ]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use larvatus::exact::run_exact;
+use larvatus::exact::{FloatNetwork, run_exact};
+use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::Hiding;
 use larvatus::session::Settings;
@@ -53,6 +54,31 @@ fn every_network_gives_the_local_integer_answer_bit_for_bit() {
             assert_eq!(output.round_trips, plan.round_trips(), "{}", network.name);
         }
     }
+}
+
+#[test]
+fn a_strided_shortcut_reads_the_upload_of_its_neighbour() {
+    let network = models::residual();
+    let plan = network.plan(Hiding::Field);
+    let rounds = plan.worker_model().program().rounds();
+    // Pixels sent, of all images and channels. Where nothing else reads the whole tensor, every second
+    // pixel of each axis goes out.
+    let uploads: Vec<&[usize]> = rounds.iter().map(|round| &*round.uploads).collect();
+    let whole = [2 * 3 * 63, 2 * 4 * 63, 2 * 6 * 20, 2 * 3 * 20].map(|words| vec![words]);
+    assert_eq!(uploads[..4], whole);
+    assert!(uploads[4].iter().all(|words| *words == 2 * 5 * 2));
+    assert_eq!(uploads.len(), 5);
+    assert_eq!(rounds[1].calls.len(), 2);
+    assert_eq!(rounds[2].calls.len(), 2);
+
+    let input = network.random(3);
+    let exact = run_exact(&plan, input.clone()).unwrap();
+    let model = Model::load(&network.bytes, &[]).unwrap();
+    let float = FloatNetwork::new(&model).unwrap().run(input).unwrap();
+    let [exact, float] = [&exact, &float].map(|tensors| floats(&tensors[0]).unwrap());
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    let error = norm(&mut exact.iter().zip(float).map(|(x, y)| x - y));
+    assert!(error < 0.02 * norm(&mut float.iter().copied()), "{error}");
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let (rows, estimate) = (plan.rows(), plan.estimate());
     let guarantees = plan.guarantees().with_store(assumes);
     let total = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
+    // An upload counts at the first layer that reads it.
+    let uploads = rows.iter().filter(|row| row.up > 0).count();
     let away: u64 = rows
         .iter()
         .filter(|row| row.placement == "worker")
@@ -36,6 +38,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             "layers": rows,
             "macs": total(|row| row.macs),
             "macs_at_worker": away,
+            "uploads": uploads,
             "bytes": { "up": total(|row| row.up), "down": total(|row| row.down) },
             "upload_bytes": plan.worker_model().blob().len(),
             "round_trips": plan.round_trips(),
@@ -100,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     println!();
     let all = total(|row| row.macs).max(1);
     println!(
-        "{} of {} MACs ({:.1} %) at the worker; {} up, {} down in {} round trips; \
+        "{} of {} MACs ({:.1} %) at the worker; {} up in {uploads} uploads, {} down in {} round trips; \
          {} of weights sent once",
         count(away),
         count(all),

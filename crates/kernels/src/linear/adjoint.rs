@@ -42,8 +42,8 @@ impl fmt::Debug for Adjoint {
 /// `Lᵀ (outer ⊗ inner)` mod p, on the fastest instruction set.
 ///
 /// Shapes: `outer` and `inner` have the rows and columns of [`Shape::output_rows_cols`].
-/// Domain: any words. Exactness: exact in F_p, canonical. A 1×1 convolution of stride 1 without padding or
-/// groups and a product without groups stay rank one; anything else is dense.
+/// Domain: any words. Exactness: exact in F_p, canonical. A 1×1 convolution without groups, of any stride, and a
+/// product without groups stay rank one; anything else is dense.
 /// Errors: `weights` has another length than `shape`.
 /// Panics: `outer` or `inner` has the wrong length.
 /// Source: Freivalds (1977), with the preprocessing of Slalom (ICLR 2019, §3.2).
@@ -143,22 +143,20 @@ fn transpose_conv(
         groups,
         in_channels,
         kernel,
-        stride,
-        pad_begin,
-        pad_end,
         ..
     } = **conv;
-    let pointwise =
-        kernel == [1, 1] && stride == [1, 1] && pad_begin == [0, 0] && pad_end == [0, 0];
-    if pointwise && groups == 1 {
+    let pixels = conv.input[0] * conv.input[1];
+    let spread = Spread::new(conv);
+    if kernel == [1, 1] && groups == 1 {
+        // Every channel is read at the same pixels; those that nobody reads get 0.
+        let mut read = vec![0; pixels];
+        spread.fill(0, 0, &inner, &mut read);
         return Adjoint::RankOne {
             outer: take(z),
-            inner: take(inner),
+            inner: read,
         };
     }
     let spatial = kernel[0] * kernel[1];
-    let pixels = conv.input[0] * conv.input[1];
-    let spread = Spread::new(conv);
     let mut dense = vec![0; in_channels * pixels];
     // Fewer pixels at a time under a large kernel.
     let block = (MOST_TAPS / spatial).clamp(1, BLOCK).min(pixels);

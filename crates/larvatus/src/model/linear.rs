@@ -5,6 +5,8 @@
 //! ([`Shape::MatMul`]): rows of features. A product in any other order of axes is reordered on the
 //! trusted side.
 
+mod strided;
+
 use larvatus_kernels::linear::{Conv, MatMul, Shape};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::axes::Axis;
@@ -13,6 +15,7 @@ use tract_onnx::tract_core::ops::change_axes::AxisOp;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 
 use super::order::Order;
+pub(crate) use strided::share_uploads;
 
 /// Why a node that looks linear is not offered to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,7 +17,7 @@ pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
 pub use row::Row;
 
 use crate::engine::Engine;
-use crate::model::linear::{Kind, Linear, StaysLocal, recognise};
+use crate::model::linear::{Kind, Linear, StaysLocal, recognise, share_uploads};
 use crate::model::order::Order;
 use crate::model::rounds::{Cut, Placed, Slot};
 use crate::model::{Model, ModelError};
@@ -177,6 +177,7 @@ impl Plan {
         if let Some(name) = policy.keep.iter().find(|name| !known(name)) {
             return Err(PlanError::NoSuchLayer { name: name.clone() });
         }
+        share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let (linears, quantised): (Vec<_>, Vec<_>) = found
             .into_iter()
             .map(|(mut linear, quantised): (Linear, Quantised)| {
