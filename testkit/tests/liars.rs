@@ -6,7 +6,7 @@ use std::time::Duration;
 use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
 use larvatus::exact::run_exact;
 use larvatus::plan::Plan;
-use larvatus::policy::{Hiding, Preset};
+use larvatus::policy::{Hiding, Policy, Preset};
 use larvatus::session::Session;
 use larvatus::tensor::{Tensor, floats};
 use larvatus_kernels::field::P;
@@ -17,7 +17,7 @@ use larvatus_proto::program::LayerId;
 use larvatus_proto::wire::DecodeError;
 use larvatus_testkit::adversary::{At, EXCUSE, Liar, Lie, Malformed, NO_MODEL, Second, Tamper};
 use larvatus_testkit::models::{
-    Network, attention, batched_tokens, grouped, small_cnn, two_branches, two_images,
+    Network, attention, batched_tokens, grouped, residual, small_cnn, two_branches, two_images,
 };
 use larvatus_testkit::pair::{Pair, Setup};
 use larvatus_testkit::shared;
@@ -33,11 +33,21 @@ fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
     tensors.iter().map(bits).collect()
 }
 
+/// Policies that check, hidden and not, with vectors of the session's and of each inference's own.
+fn checking() -> [Policy; 4] {
+    let hidden = Policy::default();
+    let clear = Policy::default().danger().clear_input();
+    let fresh = [&hidden, &clear].map(|policy| policy.clone().with_fresh_checks());
+    let [fresh_hidden, fresh_clear] = fresh;
+    [hidden, clear, fresh_hidden, fresh_clear]
+}
+
 /// Three inferences at once meet the liar: what is not refused with exactly this error is right,
 /// at least one is refused, the session is over, and another one with an honest worker is right.
 fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
-    for hiding in [Hiding::Field, Hiding::Clear] {
-        let plan = network.plan(hiding);
+    for policy in checking() {
+        let plan = network.plan_for(&policy);
+        let mode = (policy.hiding(), policy.check);
         let expected = error(&plan);
         let exact = |seed| bits(&run_exact(&plan, network.random(seed)).unwrap());
         let liar = Liar::new(plan.worker_model(), lie.clone());
@@ -46,14 +56,14 @@ fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
         let mut refused = 0;
         for (result, seed) in results.into_iter().zip(0..) {
             match result {
-                Ok(output) => assert_eq!(bits(&output.tensors), exact(seed), "{hiding:?} {seed}"),
+                Ok(output) => assert_eq!(bits(&output.tensors), exact(seed), "{mode:?} {seed}"),
                 Err(why) => {
-                    assert_eq!(why, expected, "{hiding:?} {seed}");
+                    assert_eq!(why, expected, "{mode:?} {seed}");
                     refused += 1;
                 }
             }
         }
-        assert!(refused > 0, "{hiding:?}: nobody noticed");
+        assert!(refused > 0, "{mode:?}: nobody noticed");
         assert_over(pair.session(), &expected);
         pair.drain();
         assert_over(pair.session(), &expected);
@@ -63,7 +73,7 @@ fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
         assert_eq!(
             bits(&output.tensors),
             exact(9),
-            "{hiding:?}: the session after it"
+            "{mode:?}: the session after it"
         );
         if let InferError::Worker(
             WorkerMisbehaved::ProductMismatch { .. }
@@ -214,6 +224,8 @@ liars! {
         small_cnn(1), answer(6, Tamper::Add(vec![(At::cell(4, 15), 5)])) => mismatch(2, 0);
     a_pointwise_word_before_a_residual_is_a_product_mismatch:
         small_cnn(1), answer(9, Tamper::Add(vec![(At::cell(0, 3), 5)])) => mismatch(3, 0);
+    a_word_of_a_strided_shortcut_is_a_product_mismatch:
+        residual(), answer(3, Tamper::Add(vec![(At::cell(5, 19).of_call(1), 5)])) => mismatch(2, 0);
     a_dense_word_in_the_last_round_is_a_product_mismatch:
         small_cnn(1), answer(12, Tamper::Add(vec![(At::cell(0, 2), 5)])) => mismatch(4, 0);
 
@@ -234,6 +246,10 @@ liars! {
             => mismatch(0, 0);
     errors_that_cancel_across_k_and_v_are_a_product_mismatch:
         attention(), add(&[(At::cell(1, 3).of_call(1), 77), (At::cell(1, 3).of_call(2), -77)])
+            => mismatch(1, 0);
+    errors_that_cancel_across_a_shortcut_and_its_neighbour_are_a_product_mismatch:
+        residual(),
+        answer(3, Tamper::Add(vec![(At::cell(1, 3), 77), (At::cell(1, 3).of_call(1), -77)]))
             => mismatch(1, 0);
     an_error_in_the_second_image_only_names_the_second_image:
         two_images(), add(&[(At::cell(0, 0).of_image(1), 1)]) => mismatch(0, 1);

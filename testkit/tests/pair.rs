@@ -6,7 +6,7 @@ use std::time::Duration;
 use larvatus::exact::{FloatNetwork, run_exact};
 use larvatus::model::Model;
 use larvatus::plan::Plan;
-use larvatus::policy::Hiding;
+use larvatus::policy::{Hiding, Policy};
 use larvatus::session::Settings;
 use larvatus::tensor::{Tensor, floats};
 use larvatus_proto::frame::Request;
@@ -31,8 +31,10 @@ fn exact(plan: &Arc<Plan>, network: &Network, seed: u64) -> Vec<Vec<u32>> {
 #[test]
 fn every_network_gives_the_local_integer_answer_bit_for_bit() {
     for network in models::all() {
-        for hiding in [Hiding::Field, Hiding::Clear] {
-            let plan = network.plan(hiding);
+        let hidden = Policy::default();
+        let fresh = Policy::default().with_fresh_checks();
+        for policy in [hidden.clone().danger().clear_input(), hidden, fresh] {
+            let plan = network.plan_for(&policy);
             assert!(
                 plan.round_trips() > 0,
                 "{}: nothing is offloaded",
@@ -48,7 +50,7 @@ fn every_network_gives_the_local_integer_answer_bit_for_bit() {
             assert_eq!(
                 bits(&output.tensors),
                 bits(&local),
-                "{} {hiding:?}",
+                "{} {policy:?}",
                 network.name
             );
             assert_eq!(output.round_trips, plan.round_trips(), "{}", network.name);

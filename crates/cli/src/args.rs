@@ -43,6 +43,9 @@ pub(crate) struct Job {
     /// What must hold, as a TOML file; see the README.
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     pub(crate) policy: Option<PathBuf>,
+    /// Draw the secret vectors of the checks anew for every inference, instead of once a session.
+    #[arg(long)]
+    pub(crate) fresh_check: bool,
     /// The shape of an input that the model leaves open, such as `ids=1x128`.
     #[arg(long, value_name = "NAME=DxD")]
     pub(crate) shape: Vec<String>,
@@ -221,6 +224,9 @@ pub(crate) struct Bench {
     pub(crate) worker: Option<String>,
     #[command(flatten)]
     pub(crate) dealing: Dealing,
+    /// Measure checks whose secret vectors every inference draws anew, too.
+    #[arg(long)]
+    pub(crate) fresh_check: bool,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

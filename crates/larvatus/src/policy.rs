@@ -21,14 +21,26 @@ pub enum Hiding {
 /// What must hold for the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Integrity {
-    /// A Freivalds check of every layer and image, with at least so many bits for the whole plan
-    /// over [`Policy::lifetime`] inferences.
+    /// A Freivalds check of every layer and image, with at least so many bits for the whole plan,
+    /// over as many inferences as [`CheckDraw`] says.
     Checked {
         /// `−log₂` of the chance that any lie ever passes.
         bits: u16,
     },
     /// Nothing: the worker is believed.
     Unverified,
+}
+
+/// How long the secret vectors of a check serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckDraw {
+    /// They are drawn when a session starts and serve all its inferences: Freivalds' check with
+    /// preprocessing. The bits hold over [`Policy::lifetime`] inferences.
+    Session,
+    /// Every inference draws its own, and pays for it: the check without preprocessing. The bits hold
+    /// for each inference, whatever became known of the vectors of others, so there may be any number
+    /// of them.
+    Fresh,
 }
 
 /// How many bits a weight keeps.
@@ -64,11 +76,14 @@ pub enum Rollback {
 pub struct Policy {
     hiding: Hiding,
     integrity: Integrity,
+    /// Of the checks, where there are some.
+    pub check: CheckDraw,
     /// Of the accuracy.
     pub weights: WeightBits,
     /// Of the cost.
     pub offload: Offload,
-    /// Inferences over which the error bound must hold.
+    /// Inferences over which the bits must hold with [`CheckDraw::Session`]; a session that checks begins
+    /// no more. With [`CheckDraw::Fresh`] it limits nothing.
     pub lifetime: u64,
     /// Of stored tickets.
     pub rollback: Rollback,
@@ -81,6 +96,7 @@ impl Default for Policy {
         Self {
             hiding: Hiding::Field,
             integrity: Integrity::Checked { bits: 20 },
+            check: CheckDraw::Session,
             weights: WeightBits::Int8,
             offload: Offload::All,
             lifetime: 1_000_000,
@@ -159,6 +175,8 @@ struct File {
     #[serde(default = "default_lifetime")]
     lifetime: u64,
     #[serde(default)]
+    check: CheckWord,
+    #[serde(default)]
     weights: WeightsWord,
     #[serde(default)]
     offload: OffloadWord,
@@ -176,6 +194,14 @@ enum Privacy {
     None,
     #[default]
     Perfect,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum CheckWord {
+    #[default]
+    Session,
+    Fresh,
 }
 
 #[derive(Deserialize, Default)]
@@ -228,6 +254,15 @@ impl Policy {
         self.integrity
     }
 
+    /// The same with check vectors that every inference draws anew.
+    #[must_use]
+    pub fn with_fresh_checks(self) -> Self {
+        Self {
+            check: CheckDraw::Fresh,
+            ..self
+        }
+    }
+
     /// The way to give something up.
     pub fn danger(self) -> Danger {
         Danger(self)
@@ -236,7 +271,7 @@ impl Policy {
     /// Reads a policy file.
     ///
     /// Keys, all optional: `input-privacy = "perfect" | "none"`, `soundness-bits`, `lifetime`,
-    /// `weights = "int8" | "wide"`, `offload = "all" | "paying"`,
+    /// `check = "session" | "fresh"`, `weights = "int8" | "wide"`, `offload = "all" | "paying"`,
     /// `rollback = "assumed" | "refused"`, `keep = ["layer", …]`,
     /// `danger = ["clear-input", "unverified"]`.
     ///
@@ -279,6 +314,10 @@ impl Policy {
         Ok(Self {
             hiding,
             integrity,
+            check: match file.check {
+                CheckWord::Session => CheckDraw::Session,
+                CheckWord::Fresh => CheckDraw::Fresh,
+            },
             weights: match file.weights {
                 WeightsWord::Int8 => WeightBits::Int8,
                 WeightsWord::Wide => WeightBits::Wide,
@@ -402,6 +441,14 @@ mod tests {
             ),
             "{err}"
         );
+    }
+
+    #[test]
+    fn fresh_checks_take_the_word() {
+        let drawn = |text| Policy::from_toml(text).map(|policy| policy.check);
+        assert_eq!(drawn("check = \"fresh\""), Ok(CheckDraw::Fresh));
+        assert_eq!(drawn("check = \"session\""), Ok(CheckDraw::Session));
+        assert!(drawn("check = \"none\"").is_err());
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Every inference has a pad key of its own, the [`Seed`] of its [`TicketSet`]. The session derives
 //! seeds one way from entropy drawn when it starts, which is never stored, so no crash, clone or
 //! restored disk can bring a pad back. Sets may also come from elsewhere, made from fresh seeds; each
-//! says who knows its pads. Check vectors come from a key of their own.
+//! says who knows its pads. Check vectors come from a key of their own: one for the session, or one for each
+//! inference.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use larvatus_kernels::erase;
@@ -18,7 +19,8 @@ use larvatus_proto::program::LayerId;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::SupplyError;
-use crate::plan::{Layer, Plan};
+use crate::plan::{Layer, Plan, PlannedRound};
+use crate::policy::CheckDraw;
 
 /// Fresh randomness for one session, one dealing, one store or one stored ticket: 32 bytes that were never used
 /// and never will be again.
@@ -46,6 +48,8 @@ impl Entropy {
 const MASKS: &str = "larvatus 2026 session key v2: masks";
 const SEED: &str = "larvatus 2026 inference seed v1";
 const CHECKS: &str = "larvatus 2026 session key v1: check vectors";
+const FRESH_CHECKS: &str = "larvatus 2026 session key v1: fresh check vectors";
+const INFERENCE_CHECKS: &str = "larvatus 2026 inference key v1: check vectors";
 const DEALT_MASKS: &str = "larvatus 2026 dealing key v1: masks";
 const DEALT_CHECKS: &str = "larvatus 2026 dealing key v1: check vectors";
 
@@ -321,8 +325,61 @@ pub(crate) fn unmasks(plan: &Plan, number: u64, seed: &Seed) -> Vec<Unmask> {
     all
 }
 
-/// A session's check vectors, by layer and repetition. Whoever knows them can forge.
-pub(crate) struct Checks(Vec<LayerChecks>);
+/// What a session checks with.
+pub(crate) enum Checking {
+    /// Vectors that serve all inferences.
+    Session(Checks),
+    /// The key of the keys of single inferences.
+    Fresh(Zeroizing<[u8; 32]>),
+}
+
+impl Checking {
+    /// As the plan's policy says.
+    pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
+        match plan.policy().check {
+            CheckDraw::Session => Self::Session(Checks::new(entropy, plan)),
+            CheckDraw::Fresh => Self::Fresh(entropy.derive(FRESH_CHECKS, plan)),
+        }
+    }
+
+    /// Nothing: for a session that is over.
+    pub(crate) fn none() -> Self {
+        Self::Session(Checks::none())
+    }
+
+    /// The key of an inference's own vectors, where it has some. It says nothing about others.
+    pub(crate) fn key(&self, inference: u64) -> Option<CheckKey> {
+        match self {
+            Self::Session(_) => None,
+            Self::Fresh(key) => {
+                let key = derive(INFERENCE_CHECKS, &[&**key, &inference.to_le_bytes()]);
+                Some(CheckKey(Key::new(*key)))
+            }
+        }
+    }
+
+    /// The vectors that serve all inferences.
+    pub(crate) fn shared(&self) -> Option<&Checks> {
+        match self {
+            Self::Session(checks) => Some(checks),
+            Self::Fresh(_) => None,
+        }
+    }
+}
+
+/// The key of one inference's check vectors.
+pub(crate) struct CheckKey(Key);
+
+impl CheckKey {
+    /// The vectors of one round's layers; a layer is called in one round only.
+    pub(crate) fn draw(&self, plan: &Plan, round: &PlannedRound) -> Checks {
+        let layers = round.calls.iter().map(|(id, _)| *id);
+        Checks::draw(&self.0, plan, layers, plan.repetitions())
+    }
+}
+
+/// Check vectors by layer and repetition. Whoever knows them can forge.
+pub(crate) struct Checks(BTreeMap<LayerId, LayerChecks>);
 
 pub(crate) struct LayerChecks {
     /// v = t ⊗ s over the answer.
@@ -334,42 +391,56 @@ pub(crate) struct LayerChecks {
 impl Checks {
     /// Draws the vectors: each entry of t and s uniform over F_p, so that a wrong answer passes
     /// one repetition with a chance of at most 2/p.
-    pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
-        Self::draw(entropy, CHECKS, plan, plan.repetitions())
+    fn new(entropy: &Entropy, plan: &Plan) -> Self {
+        Self::of_all(entropy, CHECKS, plan, plan.repetitions())
     }
 
     /// Vectors for a dealer's u, in which the plan's worker has no part; two repetitions at least.
     pub(crate) fn for_dealer(entropy: &Entropy, plan: &Plan) -> Self {
-        Self::draw(entropy, DEALT_CHECKS, plan, plan.repetitions().max(2))
+        Self::of_all(entropy, DEALT_CHECKS, plan, plan.repetitions().max(2))
     }
 
-    fn draw(entropy: &Entropy, label: &str, plan: &Plan, repetitions: usize) -> Self {
+    fn of_all(entropy: &Entropy, label: &str, plan: &Plan, repetitions: usize) -> Self {
         let key = Key::new(*entropy.derive(label, plan));
-        let layers = plan.layers().iter().zip(0_u64..);
-        Self(
-            layers
-                .map(|(layer, id)| LayerChecks::new(&key, id, layer, repetitions))
-                .collect(),
-        )
+        let layers = (0..).map(LayerId).take(plan.layers().len());
+        Self::draw(&key, plan, layers, repetitions)
     }
 
-    /// The vectors of each layer.
+    fn draw(
+        key: &Key,
+        plan: &Plan,
+        layers: impl Iterator<Item = LayerId>,
+        repetitions: usize,
+    ) -> Self {
+        let of = |id: LayerId| {
+            let layer = &plan.layers()[id.index()];
+            (id, LayerChecks::new(key, id, layer, repetitions))
+        };
+        Self(layers.map(of).collect())
+    }
+
+    /// The vectors of each layer, in the plan's order.
     pub(crate) fn into_layers(self) -> impl Iterator<Item = LayerChecks> {
-        self.0.into_iter()
+        self.0.into_values()
     }
 
     /// No vectors: for plans and runs that check nothing.
     pub(crate) fn none() -> Self {
-        Self(Vec::new())
+        Self(BTreeMap::new())
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> Option<&LayerChecks> {
-        self.0.get(id.index())
+        self.0.get(&id)
+    }
+
+    /// Erases every a: what they expect of answers is known.
+    pub(crate) fn forget_folded(&mut self) {
+        self.0.values_mut().for_each(|layer| layer.a.clear());
     }
 }
 
 impl LayerChecks {
-    fn new(key: &Key, layer_id: u64, layer: &Layer, repetitions: usize) -> Self {
+    fn new(key: &Key, id: LayerId, layer: &Layer, repetitions: usize) -> Self {
         let (rows, cols) = layer.spec.shape.output_rows_cols();
         let mut checks = Self {
             v: Vec::new(),
@@ -378,7 +449,7 @@ impl LayerChecks {
         for repetition in (0..repetitions).filter_map(|r| u16::try_from(r).ok()) {
             let draw = |purpose, count| {
                 let mut words = vec![0; count];
-                key.stream(layer_id, repetition, purpose)
+                key.stream(id.0.into(), repetition, purpose)
                     .fill(0, &mut words);
                 words
             };
@@ -429,6 +500,49 @@ mod tests {
         seeds.sort_unstable();
         seeds.dedup();
         assert_eq!(seeds.len(), all);
+    }
+
+    /// What every vector of a layer holds.
+    fn words(checks: &Checks, layer: u32) -> Vec<Vec<u32>> {
+        let vectors = checks.layer(LayerId(layer)).unwrap().v.iter();
+        vectors.map(|v| [&*v.outer, &*v.inner].concat()).collect()
+    }
+
+    #[test]
+    fn fresh_check_vectors_differ_by_session_inference_layer_and_repetition() {
+        let plan = plan("check = \"fresh\"");
+        let mut drawn = Vec::new();
+        for entropy in [[1; 32], [2; 32]] {
+            let checking = Checking::new(&Entropy::new(entropy), &plan);
+            assert!(checking.shared().is_none());
+            for inference in [0, 1, 1 << 40] {
+                let key = checking.key(inference).unwrap();
+                for round in plan.rounds() {
+                    let checks = key.draw(&plan, round);
+                    let layer = round.calls[0].0;
+                    drawn.extend(words(&checks, layer.0));
+                    // An inference's own vectors are the same however often they are drawn.
+                    assert_eq!(
+                        words(&checks, layer.0),
+                        words(&key.draw(&plan, round), layer.0)
+                    );
+                }
+            }
+        }
+        assert_eq!(drawn.len(), 2 * 3 * 2 * 2);
+        let all = drawn.len();
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn.len(), all);
+    }
+
+    #[test]
+    fn vectors_of_a_session_serve_all_its_inferences() {
+        let plan = plan("");
+        let checking = Checking::new(&Entropy::new([1; 32]), &plan);
+        assert!(checking.key(0).is_none() && checking.key(1).is_none());
+        let shared = checking.shared().unwrap();
+        assert_ne!(words(shared, 0), words(shared, 1));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use larvatus_proto::words::{Memory, Words};
 
 use crate::error::{InferError, InputError, SupplyError};
 use crate::plan::Plan;
-use crate::policy::Hiding;
-use crate::secret::{Checks, Entropy, Identity, Origin, Provisioner, TicketSet};
+use crate::policy::{CheckDraw, Hiding};
+use crate::secret::{Checking, Entropy, Identity, Origin, Provisioner, TicketSet};
 use crate::tensor::Tensor;
 use conversation::{Conversation, Heard};
 use flight::{Desk, Flight};
@@ -82,7 +82,7 @@ pub struct Session {
     settings: Settings,
     /// Makes own tickets, where the plan hides and the session is not over.
     provisioner: Option<Provisioner>,
-    checks: Checks,
+    checking: Checking,
     tickets: VecDeque<TicketSet>,
     conversation: Conversation,
     /// Not yet started: their inputs.
@@ -103,13 +103,13 @@ impl Session {
             Hiding::Field => Some(Provisioner::new(&entropy, &plan)),
             Hiding::Clear => None,
         };
-        let checks = Checks::new(&entropy, &plan);
+        let checking = Checking::new(&entropy, &plan);
         let conversation = Conversation::new(&settings);
         Self {
             plan,
             settings,
             provisioner,
-            checks,
+            checking,
             tickets: VecDeque::new(),
             conversation,
             waiting: VecDeque::new(),
@@ -164,12 +164,17 @@ impl Session {
     /// reason for which the session did.
     ///
     /// # Errors
-    /// [`InputError`] where they are not what the plan was made for, or where answers are checked and
-    /// this session has begun as many inferences as its policy's lifetime; nothing is sent.
+    /// [`InputError`] where they are not what the plan was made for, or where answers are checked
+    /// with the session's vectors and it has begun as many inferences as its policy's lifetime; nothing
+    /// is sent.
     pub fn begin(&mut self, inputs: Vec<Tensor>, now: Now) -> Result<InferenceId, InputError> {
         crate::tensor::check_inputs(self.plan.inputs(), &inputs)?;
         let lifetime = self.plan.policy().lifetime;
-        if self.plan.repetitions() > 0 && self.next_inference >= lifetime {
+        let lasts = match self.plan.policy().check {
+            CheckDraw::Session => self.plan.repetitions() > 0,
+            CheckDraw::Fresh => false,
+        };
+        if lasts && self.next_inference >= lifetime {
             return Err(InputError::LifetimeOver { lifetime });
         }
         let id = InferenceId(self.next_inference);
@@ -249,7 +254,7 @@ impl Session {
         self.calls.clear();
         self.tickets.clear();
         self.provisioner = None;
-        self.checks = Checks::none();
+        self.checking = Checking::none();
     }
 
     /// Starts inferences while the window has room. Without a worker that is ready, none starts.
@@ -262,7 +267,8 @@ impl Session {
                 self.provision(1);
             }
             let tickets = self.tickets.pop_front();
-            match Flight::new(&self.plan, inputs, tickets, &self.desk, begun) {
+            let key = self.checking.key(id.0);
+            match Flight::new(&self.plan, inputs, tickets, key, &self.desk, begun) {
                 Ok(flight) => {
                     self.flights.insert(id, flight);
                     self.advance(id, now);
@@ -284,7 +290,7 @@ impl Session {
         let call = self.conversation.next_call();
         let keep_request = self.settings.retry_after.is_some();
         let desk = &mut self.desk;
-        match flight.advance(call, &self.checks, keep_request, desk, now) {
+        match flight.advance(call, &self.checking, keep_request, desk, now) {
             Ok(flight::Progress::Request(frame)) => {
                 self.calls.insert(call, id);
                 self.conversation.call(frame);
@@ -319,7 +325,7 @@ impl Session {
         let Some(flight) = self.flights.get_mut(&id) else {
             return Ok(());
         };
-        flight.open(&words, &self.checks, &mut self.desk, now)?;
+        flight.open(&words, &self.checking, &mut self.desk, now)?;
         drop(words);
         self.advance(id, now);
         self.start_waiting(now);

@@ -93,13 +93,18 @@ fn a_checked_session_begins_no_more_inferences_than_its_lifetime() {
 }
 
 #[test]
-fn an_unchecked_session_has_no_bound_to_keep() {
-    let mut session = session(&lasting(1).danger().unverified());
-    for _ in 0..2 {
-        session.begin(vec![one_hot(0)], NOW).expect("taken");
-    }
-    exchange(&mut session);
-    for _ in 0..2 {
-        assert!(session.poll().expect("over").1.is_ok());
+fn a_session_without_a_secret_that_lasts_has_no_bound_to_keep() {
+    for policy in [
+        lasting(1).danger().unverified(),
+        lasting(1).with_fresh_checks(),
+    ] {
+        let mut session = session(&policy);
+        for _ in 0..2 {
+            session.begin(vec![one_hot(0)], NOW).expect("taken");
+        }
+        exchange(&mut session);
+        for _ in 0..2 {
+            assert!(session.poll().expect("over").1.is_ok());
+        }
     }
 }

@@ -42,12 +42,17 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let model = load(&args.model, &shapes(&args.shape)?)?;
     let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
     let mut rows = vec![local(&model, &input, args.runs)?];
-    let modes = [
+    let mut modes = vec![
         ("clear", Preset::Clear.policy()),
         ("+hide", Policy::default().danger().unverified()),
         ("+check", Preset::Integrity.policy()),
         ("+both", Preset::Slalom.policy()),
     ];
+    if args.fresh_check {
+        let fresh = |preset: Preset| preset.policy().with_fresh_checks();
+        modes.push(("+check, fresh", fresh(Preset::Integrity)));
+        modes.push(("+both, fresh", fresh(Preset::Slalom)));
+    }
     let named: Vec<String> = args.worker.iter().cloned().collect();
     let parties = Parties::of(&args.dealing, &named)?;
     let own;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use larvatus::model::Model;
 use larvatus::plan::Plan;
-use larvatus::policy::{Policy, Preset};
+use larvatus::policy::{Integrity, Policy, Preset};
 
 use crate::args::{Args, Command, Job};
 use crate::{Verdict, parties};
@@ -53,6 +53,19 @@ pub(crate) struct Named {
 
 impl Named {
     pub(crate) fn of(job: &Job) -> Result<Self> {
+        let mut named = Self::as_named(job)?;
+        if job.fresh_check {
+            ensure!(
+                named.offloads() && named.policy.integrity() != Integrity::Unverified,
+                "--fresh-check is of no use: {} checks nothing",
+                named.name
+            );
+            named.policy = named.policy.with_fresh_checks();
+        }
+        Ok(named)
+    }
+
+    fn as_named(job: &Job) -> Result<Self> {
         if let Some(path) = &job.policy {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read policy {}", path.display()))?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use larvatus::exact::{FloatNetwork, run_exact_observed};
 use larvatus::model::{Model, ModelError, Port};
 use larvatus::plan::Plan;
-use larvatus::policy::{Hiding, Preset};
+use larvatus::policy::{CheckDraw, Hiding, Preset};
 use larvatus::session::Settings;
 use larvatus::store::Store;
 use larvatus::tensor::Tensor;
@@ -348,8 +348,9 @@ fn split(
 ) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
     let lifetime = plan.policy().lifetime;
+    let unlimited = plan.repetitions() == 0 || plan.policy().check == CheckDraw::Fresh;
     ensure!(
-        plan.repetitions() == 0 || inputs.len() as u64 <= lifetime,
+        unlimited || inputs.len() as u64 <= lifetime,
         "{} inputs, but the policy's bound on lies holds for lifetime = {lifetime}",
         inputs.len()
     );

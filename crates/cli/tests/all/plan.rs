@@ -59,7 +59,10 @@ fn the_document_adds_up() {
     assert_eq!(slalom["macs_at_worker"], macs);
     assert_eq!(slalom["bytes"]["up"], sum("up"));
     assert_eq!(slalom["bytes"]["down"], sum("down"));
-    assert_eq!(slalom["round_trips"], 5);
+    assert_eq!(
+        (&slalom["round_trips"], &slalom["uploads"]),
+        (&5.into(), &5.into())
+    );
     assert_eq!(slalom["input_privacy"], "perfect");
     assert_eq!(slalom["weight_privacy"], "none");
     let bits = |plan: &Value, key: &str| plan[key].as_f64().unwrap();
@@ -73,6 +76,26 @@ fn the_document_adds_up() {
         bits(&plan("integrity"), "soundness_bits"),
         bits(&slalom, "soundness_bits")
     );
+}
+
+#[test]
+fn fresh_checks_hold_their_bits_for_each_inference() {
+    let here = Folder::new();
+    let repetitions = |text: &str, flag: &[&str]| {
+        let policy = here.write("fresh.toml", text);
+        let args = [&["plan", TINY, "--json", "--policy", &policy], flag].concat();
+        let plan = here.larvatus(&args).accepted().document();
+        plan["layers"][0]["integrity"].as_str().unwrap().to_owned()
+    };
+    // Five equations: 57 bits with two repetitions, over a million inferences 37.
+    let demand = "soundness-bits = 50";
+    assert_eq!(repetitions(demand, &[]), "Freivalds ×3");
+    assert_eq!(
+        repetitions(demand, &["--fresh-check"]),
+        "Freivalds ×2, fresh"
+    );
+    let demand = "soundness-bits = 50\ncheck = \"fresh\"";
+    assert_eq!(repetitions(demand, &[]), "Freivalds ×2, fresh");
 }
 
 #[test]

@@ -338,6 +338,11 @@ fn counts_that_make_no_sense() {
     ];
     here.larvatus(&twice).refused(&["2 inputs", "lifetime = 1"]);
     here.larvatus(&twice[..6]).accepted();
+    let fresh = [&twice[..], &["--fresh-check"]].concat();
+    here.larvatus(&fresh).accepted();
+    let nothing = ["plan", TINY, "--preset", "clear", "--fresh-check"];
+    here.larvatus(&nothing)
+        .refused(&["--fresh-check", "clear checks nothing"]);
     here.larvatus(&["bench", TINY, "--runs", "0"])
         .refused(&["--runs"]);
     let threads = ["bench", TINY, "--runs", "1", "--threads", "0"];

@@ -5,7 +5,7 @@ use std::fmt;
 use larvatus_kernels::field::P;
 
 use super::Plan;
-use crate::policy::Hiding;
+use crate::policy::{CheckDraw, Hiding};
 
 /// A probability as `−log₂ p`. Larger is safer.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -77,6 +77,9 @@ pub struct Guarantees {
     pub per_check: ErrorBits,
     /// Against any wrong answer in one inference going unnoticed.
     pub per_inference: ErrorBits,
+    /// How long the secret vectors of a check serve. Where they are fresh, `per_inference` holds whatever
+    /// became known of those of other inferences.
+    pub check: CheckDraw,
     /// Against any wrong answer in the plan's lifetime going unnoticed.
     pub lifetime: ErrorBits,
     /// Inferences of that lifetime.
@@ -122,8 +125,12 @@ impl Guarantees {
         } else if self.per_check == ErrorBits::NONE {
             "and was believed without a check".to_owned()
         } else {
+            let how = match self.check {
+                CheckDraw::Session => "checked",
+                CheckDraw::Fresh => "checked with vectors drawn for its inference alone",
+            };
             format!(
-                "and every answer was checked: a lie passes with a chance below 2^-{:.1} an inference",
+                "and every answer was {how}: a lie passes with a chance below 2^-{:.1} an inference",
                 self.per_inference.bits()
             )
         };
@@ -138,6 +145,7 @@ impl Plan {
     /// What this plan guarantees.
     pub fn guarantees(&self) -> Guarantees {
         let (hiding, lifetime) = (self.policy().hiding(), self.policy().lifetime);
+        let check = self.policy().check;
         let equations: u64 = self
             .layers()
             .iter()
@@ -148,6 +156,7 @@ impl Plan {
                 input_privacy: InputPrivacy::Local,
                 per_check: ErrorBits::NONE,
                 per_inference: ErrorBits::NONE,
+                check,
                 lifetime: ErrorBits::NONE,
                 inferences: lifetime,
                 assumes: None,
@@ -161,6 +170,7 @@ impl Plan {
             },
             per_check,
             per_inference: per_check.any_of(equations),
+            check,
             lifetime: per_check.any_of(equations.saturating_mul(lifetime)),
             inferences: lifetime,
             assumes: None,

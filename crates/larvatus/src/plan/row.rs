@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{Kept, Layer, Plan};
 use crate::model::linear::Kind;
-use crate::policy::Hiding;
+use crate::policy::{CheckDraw, Hiding};
 
 /// One linear layer of a plan.
 #[derive(Clone, Debug, Serialize)]
@@ -49,7 +49,10 @@ impl Plan {
             let (integrity, soundness) = match repetitions {
                 0 => ("unverified".to_owned(), "believed".to_owned()),
                 n => (
-                    format!("Freivalds ×{n}"),
+                    match self.policy().check {
+                        CheckDraw::Session => format!("Freivalds ×{n}"),
+                        CheckDraw::Fresh => format!("Freivalds ×{n}, fresh"),
+                    },
                     format!("2^-{:.1} a lie", super::ErrorBits::of_check(n).bits()),
                 ),
             };

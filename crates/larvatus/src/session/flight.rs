@@ -14,7 +14,7 @@ use crate::inference::{Inference, Next};
 use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::pool::Pool;
-use crate::secret::{Checks, TicketSet, Unmask};
+use crate::secret::{CheckKey, Checking, Checks, TicketSet, Unmask};
 use crate::tensor::Tensor;
 
 /// What all inferences of a session work with.
@@ -49,6 +49,8 @@ pub(super) struct Flight {
     plan: Arc<Plan>,
     inference: Inference,
     secrets: Option<TicketSet>,
+    /// Of its own check vectors, where the session has none that serve all.
+    key: Option<CheckKey>,
     awaited: Option<Awaited>,
     begun: Now,
     waiting: Duration,
@@ -62,6 +64,8 @@ struct Awaited {
     round: usize,
     hidden: Vec<Hidden>,
     unmasks: Vec<Unmask>,
+    /// The round's own check vectors.
+    fresh: Option<Checks>,
     /// The request's bytes, where retries are on: a retry sends these, never a fresh hiding with
     /// the same ticket.
     frame: Option<Frame>,
@@ -74,6 +78,7 @@ impl Flight {
         plan: &Arc<Plan>,
         inputs: Vec<Tensor>,
         secrets: Option<TicketSet>,
+        key: Option<CheckKey>,
         desk: &Desk,
         begun: Now,
     ) -> Result<Self, InputError> {
@@ -81,6 +86,7 @@ impl Flight {
             plan: Arc::clone(plan),
             inference: Inference::new(Arc::clone(plan), inputs, desk.pool.clone())?,
             secrets,
+            key,
             awaited: None,
             begun,
             waiting: Duration::ZERO,
@@ -94,7 +100,7 @@ impl Flight {
     pub(super) fn advance(
         &mut self,
         call: u64,
-        checks: &Checks,
+        checking: &Checking,
         keep_request: bool,
         desk: &mut Desk,
         now: Now,
@@ -118,6 +124,9 @@ impl Flight {
             Some(secrets) => (Some(secrets.masks), secrets.tickets, secrets.unmasks),
             None => (None, Vec::new(), Vec::new()),
         };
+        let mut fresh = self.key.as_ref().map(|key| key.draw(&self.plan, planned));
+        let none = Checks::none();
+        let checks = fresh.as_ref().or(checking.shared()).unwrap_or(&none);
         let mut tickets = tickets.into_iter();
         let form = self.plan.worker_model().program().form();
         let sent = planned.uploads.iter();
@@ -158,6 +167,7 @@ impl Flight {
             }
             hidden.push(kept);
         }
+        fresh.iter_mut().for_each(Checks::forget_folded);
         let round_number = u32::try_from(round).unwrap_or(u32::MAX);
         let frame = Request::Call {
             call,
@@ -172,6 +182,7 @@ impl Flight {
             round,
             hidden,
             unmasks,
+            fresh,
             frame: kept,
             first_sent: now,
             last_sent: now,
@@ -183,7 +194,7 @@ impl Flight {
     pub(super) fn open(
         &mut self,
         words: &Words,
-        checks: &Checks,
+        checking: &Checking,
         desk: &mut Desk,
         now: Now,
     ) -> Result<(), InferError> {
@@ -210,6 +221,9 @@ impl Flight {
             }
             .into());
         }
+        let none = Checks::none();
+        let fresh = awaited.fresh.as_ref();
+        let checks = fresh.or(checking.shared()).unwrap_or(&none);
         let mut unmasks = awaited.unmasks.into_iter();
         let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
