@@ -126,7 +126,10 @@ impl Flight {
         };
         let mut fresh = self.key.as_ref().map(|key| key.draw(&self.plan, planned));
         let none = Checks::none();
-        let checks = fresh.as_ref().or(checking.shared()).unwrap_or(&none);
+        let checks = fresh
+            .as_ref()
+            .or_else(|| checking.shared())
+            .unwrap_or(&none);
         let mut tickets = tickets.into_iter();
         let form = self.plan.worker_model().program().form();
         let sent = planned.uploads.iter();
@@ -223,7 +226,7 @@ impl Flight {
         }
         let none = Checks::none();
         let fresh = awaited.fresh.as_ref();
-        let checks = fresh.or(checking.shared()).unwrap_or(&none);
+        let checks = fresh.or_else(|| checking.shared()).unwrap_or(&none);
         let mut unmasks = awaited.unmasks.into_iter();
         let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
