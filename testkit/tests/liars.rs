@@ -37,7 +37,7 @@ fn bits(tensors: &[Arc<Tensor>]) -> Vec<Vec<u32>> {
 fn checking() -> [Policy; 4] {
     let hidden = Policy::default();
     let clear = Policy::default().danger().clear_input();
-    let fresh = [&hidden, &clear].map(|policy| policy.clone().with_fresh_checks());
+    let fresh = [&hidden, &clear].map(|policy| policy.clone().with_fresh_checks().unwrap());
     let [fresh_hidden, fresh_clear] = fresh;
     [hidden, clear, fresh_hidden, fresh_clear]
 }
@@ -47,7 +47,7 @@ fn checking() -> [Policy; 4] {
 fn caught(network: &Network, lie: &Lie, error: impl Fn(&Plan) -> InferError) {
     for policy in checking() {
         let plan = network.plan_for(&policy);
-        let mode = (policy.hiding(), policy.check);
+        let mode = (policy.hiding(), policy.check());
         let expected = error(&plan);
         let exact = |seed| bits(&run_exact(&plan, network.random(seed)).unwrap());
         let liar = Liar::new(plan.worker_model(), lie.clone());

@@ -32,7 +32,7 @@ fn exact(plan: &Arc<Plan>, network: &Network, seed: u64) -> Vec<Vec<u32>> {
 fn every_network_gives_the_local_integer_answer_bit_for_bit() {
     for network in models::all() {
         let hidden = Policy::default();
-        let fresh = Policy::default().with_fresh_checks();
+        let fresh = Policy::default().with_fresh_checks().unwrap();
         for policy in [hidden.clone().danger().clear_input(), hidden, fresh] {
             let plan = network.plan_for(&policy);
             assert!(

@@ -37,7 +37,7 @@ pub(crate) enum Command {
 pub(crate) struct Job {
     /// The model, an ONNX file.
     pub(crate) model: PathBuf,
-    /// What must hold, by name: local, local-exact, clear, integrity, slalom.
+    /// What must hold, by name: local, local-exact, clear, integrity, slalom, verisplit-exact.
     #[arg(long, default_value = "slalom", value_name = "NAME")]
     pub(crate) preset: String,
     /// What must hold, as a TOML file; see the README.
@@ -115,6 +115,10 @@ pub(crate) struct Dealing {
     /// reads both: for tests.
     #[arg(long, requires = "dealer")]
     pub(crate) danger_local_dealer: bool,
+    /// Believe that two workers are two parties, whatever their addresses; without --worker, start both
+    /// here. Whoever runs both knows the weights: for trying out.
+    #[arg(long)]
+    pub(crate) danger_local_workers: bool,
 }
 
 /// Tickets from a store.

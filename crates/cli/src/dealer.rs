@@ -6,10 +6,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use larvatus::dealer::{Dealing, Settings};
 use larvatus::error::{DealError, DealerMisbehaved};
 use larvatus::plan::Plan;
+use larvatus::policy::Secrecy;
 use larvatus::secret::{Entropy, TicketSet};
 use larvatus_host::pump::Options;
 use larvatus_host::{Clock, Link, Progress, Pump, entropy, thread_cpu};
@@ -72,6 +73,10 @@ impl Dealer {
         let Some(address) = &parties.dealer else {
             return Ok(None);
         };
+        ensure!(
+            plan.policy().secrecy() == Secrecy::Public,
+            "--dealer {address}: the plan hides the weights, so no dealer may have them; leave it out"
+        );
         let who = parties.known(address).context("a dealer without a key")?;
         let entropy = Entropy::new(entropy()?);
         let settings = Settings {

@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use larvatus::error::{DealerMisbehaved, InferError, WorkerFailed, WorkerMisbehaved};
 use larvatus::plan::Plan;
+use larvatus::policy::Secrecy;
 use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::store::Store;
 use larvatus::tensor::Tensor;
-use larvatus_host::pump::Options;
+use larvatus_host::pump::{Options, Progress};
 use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
@@ -23,6 +24,9 @@ use crate::tickets::{Sources, Supplied, Tickets};
 
 /// Longest silence between two looks at the clock.
 const STEP: Duration = Duration::from_millis(200);
+
+/// Longest look at one of two workers before the other's turn.
+const BRIEF: Duration = Duration::from_millis(20);
 
 /// The same while tickets are awaited.
 const SOON: Duration = Duration::from_millis(2);
@@ -56,8 +60,8 @@ pub(crate) enum Lie {
     },
 }
 
-/// Runs `inputs` on the first of `workers` that serves; the next steps in where one fails. Tickets
-/// are those of `store` while it has some.
+/// Runs `inputs` on the first of `workers` that serves, or on the first two where the plan takes two;
+/// the next step in where one fails. Tickets are those of `store` while it has some.
 pub(crate) fn drive(
     plan: &Arc<Plan>,
     workers: &[String],
@@ -77,14 +81,14 @@ pub(crate) fn drive(
     };
     let mut wall = Duration::ZERO;
     let mut failures = Vec::new();
-    for address in workers {
+    for crew in crews(plan, workers) {
         let open: Vec<usize> = (0..inputs.len())
             .filter(|ix| outputs[*ix].is_none())
             .collect();
-        let mut run = match Run::connect(plan, address, parties, settings, show) {
+        let mut run = match Run::connect(plan, &crew, parties, settings, show) {
             Ok(run) => run,
-            Err(err) => {
-                failures.push(of_worker(address, &next_step(address, &err)));
+            Err(why) => {
+                failures.push(why);
                 continue;
             }
         };
@@ -96,12 +100,20 @@ pub(crate) fn drive(
         wall += started.elapsed();
         cpu.online += run.cpu.online;
         cpu.offline += run.cpu.offline;
-        let name = run.session.worker_name().unwrap_or("unnamed");
-        let worker = format!("{address} ({name})");
+        let named = |line: usize| {
+            let name = run.session.worker_name(line).unwrap_or("unnamed");
+            format!("{} ({name})", crew[line])
+        };
+        // Whoever lied or failed first, where somebody did.
+        let ended_by = run.session.ended_by();
+        let worker = match ended_by {
+            Some(line) => named(line),
+            None => (0..crew.len()).map(named).collect::<Vec<_>>().join(" and "),
+        };
         let lie = match end {
             End::Done => None,
             End::Failed(why) => {
-                failures.push(of_worker(address, &why));
+                failures.push(of_worker(crew[ended_by.unwrap_or(0)], &why));
                 continue;
             }
             End::Lied(what) => {
@@ -132,6 +144,20 @@ pub(crate) fn drive(
     anyhow::bail!("no worker could do it: {}", failures.join("; "))
 }
 
+/// Who serves together, in the order in which they are tried: one worker, or two of them.
+fn crews<'a>(plan: &Plan, workers: &'a [String]) -> Vec<Vec<&'a str>> {
+    match plan.policy().secrecy() {
+        Secrecy::Public => workers.iter().map(|one| vec![one.as_str()]).collect(),
+        Secrecy::TwoWorkers => {
+            let pairs = workers.iter().enumerate().flat_map(|(index, first)| {
+                let others = workers[index + 1..].iter();
+                others.map(move |second| vec![first.as_str(), second.as_str()])
+            });
+            pairs.collect()
+        }
+    }
+}
+
 /// A failure, with the worker's address in it.
 fn of_worker(address: &str, why: &str) -> String {
     if why.contains(address) {
@@ -159,10 +185,10 @@ enum End {
     DealerLied(Option<String>, DealerMisbehaved),
 }
 
-/// One session on one link.
+/// One session, on a link to each of its workers.
 struct Run {
     session: Session,
-    pump: Pump,
+    pumps: Vec<Pump>,
     clock: Clock,
     cpu: Cpu,
     show: bool,
@@ -172,21 +198,44 @@ struct Run {
 
 impl Run {
     /// Connects, and draws the session's secrets.
+    ///
+    /// # Errors
+    /// What went wrong, with the worker's address in it.
     fn connect(
         plan: &Arc<Plan>,
-        address: &str,
+        crew: &[&str],
         parties: &Parties,
         settings: &Settings,
         show: bool,
-    ) -> Result<Self> {
+    ) -> Result<Self, String> {
         let before = process_cpu();
-        let parsed: Address = address.parse()?;
-        let link = parties.connect(&parsed, settings.answer_within)?;
+        let mut links = Vec::with_capacity(crew.len());
+        for address in crew {
+            let connect = || {
+                let parsed: Address = address.parse()?;
+                let link = parties.connect(&parsed, settings.answer_within)?;
+                anyhow::Ok((parsed, link))
+            };
+            let failed = |err| of_worker(address, &next_step(address, &err));
+            links.push(connect().map_err(failed)?);
+        }
+        let addresses: Vec<&Address> = links.iter().map(|(address, _)| address).collect();
+        let apart = match addresses[..] {
+            [first, second] => Some(
+                parties
+                    .apart(first, second)
+                    .map_err(|err| format!("{err:#}"))?,
+            ),
+            _ => None,
+        };
         let settings = &Settings {
-            worker: parties.known(&parsed),
+            worker: addresses.first().and_then(|only| parties.known(only)),
+            apart,
             ..settings.clone()
         };
-        let session = Session::new(Arc::clone(plan), Entropy::new(entropy()?), settings.clone());
+        let open = |err: anyhow::Error| of_worker(crew[0], &format!("{err:#}"));
+        let entropy = entropy().map_err(|err| open(err.into()))?;
+        let session = Session::new(Arc::clone(plan), Entropy::new(entropy), settings.clone());
         let clock = Clock::start();
         // Room for every answer that may be on its way, so that both sides can write at once.
         let program = plan.worker_model().program();
@@ -197,14 +246,18 @@ impl Run {
                 .room
                 .max(settings.window as u64 * largest),
         };
-        let pump = Pump::new(link, clock, options)?;
+        let pumps = links.into_iter().zip(crew).map(|((_, link), address)| {
+            let pump = Pump::new(link, clock, options);
+            pump.map_err(|err| of_worker(address, &err.to_string()))
+        });
+        let pumps = pumps.collect::<Result<_, _>>()?;
         let cpu = Cpu {
             online: 0.0,
             offline: millis(process_cpu() - before),
         };
         Ok(Self {
             session,
-            pump,
+            pumps,
             clock,
             cpu,
             show,
@@ -244,7 +297,7 @@ impl Run {
         }
         Some(match self.session.failure()? {
             InferError::Worker(WorkerMisbehaved::Malformed(why))
-                if self.session.worker_name().is_none() =>
+                if self.session.worker_name(0).is_none() =>
             {
                 End::Failed(format!(
                     "what answers there is no larvatus worker ({why}); check the address"
@@ -258,8 +311,28 @@ impl Run {
         })
     }
 
+    /// Lets every link move what it can; where none can, waits for a worker that owes something.
     fn step(&mut self, wait: Duration) -> Result<()> {
-        match self.pump.step(&mut self.session, wait) {
+        if let [pump] = &mut self.pumps[..] {
+            let stepped = pump.step(&mut self.session, wait);
+            return self.stepped(stepped);
+        }
+        let mut idle = true;
+        for line in 0..self.pumps.len() {
+            let stepped = self.pumps[line].step(&mut self.session.line(line), Duration::ZERO);
+            idle &= matches!(stepped, Ok(Progress::Idle | Progress::Finished));
+            self.stepped(stepped)?;
+        }
+        let owes = |line: &usize| self.session.line(*line).deadline().is_some();
+        if idle && let Some(line) = (0..self.pumps.len()).find(owes) {
+            let stepped = self.pumps[line].step(&mut self.session.line(line), wait.min(BRIEF));
+            self.stepped(stepped)?;
+        }
+        Ok(())
+    }
+
+    fn stepped(&mut self, stepped: Result<Progress, LinkError>) -> Result<()> {
+        match stepped {
             Err(LinkError::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
                 self.denied = Some(error.to_string());
                 Ok(())
@@ -339,7 +412,9 @@ impl Run {
         if matches!(end, End::Done) {
             self.session.close();
             // Everything is accepted; a worker that no longer hears the goodbye may miss it.
-            while !self.session.finished() && self.step(STEP).is_ok() {}
+            let lines = self.pumps.len();
+            let done = |session: &mut Session| (0..lines).all(|line| session.line(line).finished());
+            while !done(&mut self.session) && self.step(STEP).is_ok() {}
         }
         offline += tickets.dealing().saturating_sub(dealt_before);
         let total = process_cpu() - before;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use larvatus::secret;
+use larvatus::shares::Apart;
 use larvatus_host::tls::Identity;
 use larvatus_host::{Address, Link, OpenError};
 use larvatus_proto::digest::Digest;
@@ -23,6 +24,8 @@ pub(crate) struct Parties {
     pub(crate) dealer: Option<Address>,
     /// Unix sockets count as parties.
     local: bool,
+    /// Two workers are believed to be two.
+    believed: bool,
 }
 
 impl Parties {
@@ -37,6 +40,7 @@ impl Parties {
             identity,
             dealer,
             local,
+            believed: args.danger_local_workers,
         };
         let Some(dealer) = &parties.dealer else {
             return Ok(parties);
@@ -85,6 +89,23 @@ impl Parties {
                 Some(secret::Identity(Digest::of_file(name).0))
             }
             Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => None,
+        }
+    }
+
+    /// That two workers may hold shares of the same weights.
+    ///
+    /// # Errors
+    /// Where their keys do not tell them apart.
+    pub(crate) fn apart(&self, first: &Address, second: &Address) -> Result<Apart> {
+        match (self.known(first), self.known(second)) {
+            (Some(one), Some(two)) => {
+                Apart::known(one, two).with_context(|| format!("{first} and {second}"))
+            }
+            _ if self.believed => Ok(Apart::danger_believed()),
+            _ => bail!(
+                "{first} and {second}: workers that hold shares of the weights must be told apart by their \
+                 keys; name them as tls://HOST:PORT#PIN (--danger-local-workers lifts this, for trying out)"
+            ),
         }
     }
 

@@ -30,6 +30,7 @@ use larvatus_proto::words::Words;
 
 use crate::error::{DealError, DealerFailed, DealerMisbehaved};
 use crate::plan::Plan;
+use crate::policy::Secrecy;
 use crate::secret::{Checks, Entropy, Identity, Origin, Provisioner, Seed, TicketSet, Unmask};
 use check::PadChecks;
 
@@ -122,6 +123,10 @@ impl Dealing {
     ///
     /// Every u is checked with as many repetitions as the plan has, two at the least.
     pub fn new(plan: Arc<Plan>, dealer: Identity, entropy: Entropy, settings: Settings) -> Self {
+        let state = match plan.policy().secrecy() {
+            Secrecy::Public => State::Welcome,
+            Secrecy::TwoWorkers => State::Over(DealerFailed::SecretWeights.into()),
+        };
         let seeds = Provisioner::for_dealer(&entropy, &plan);
         let checks = PadChecks::new(Checks::for_dealer(&entropy, &plan));
         Self {
@@ -130,7 +135,7 @@ impl Dealing {
             settings,
             seeds,
             checks,
-            state: State::Welcome,
+            state,
             name: None,
             asked: None,
             wishes: 0,

@@ -279,6 +279,9 @@ pub enum DealerFailed {
         /// What was awaited.
         awaited: &'static str,
     },
+    /// The plan hides the weights, which a dealer needs; it was told nothing.
+    #[error("the plan hides the weights, so no dealer may have them; make tickets here")]
+    SecretWeights,
     /// The dealer says that it cannot.
     #[error("the dealer refuses: {message}")]
     Refused {
@@ -360,6 +363,9 @@ pub enum SupplyError {
         /// The set's worker model.
         got: Digest,
     },
+    /// Its dealer computed with the weights, which nobody else may see.
+    #[error("tickets of a dealer, who needs the weights, for a plan that hides them")]
+    SecretWeights,
     /// Whoever knows its pads would see what they hide.
     #[error("the dealer of these tickets is the worker itself; they may not be one and the same")]
     DealerIsWorker,

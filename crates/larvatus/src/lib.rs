@@ -44,6 +44,7 @@
 mod claim;
 pub mod dealer;
 mod engine;
+mod equations;
 pub mod error;
 pub mod exact;
 mod inference;
@@ -54,5 +55,6 @@ mod pool;
 mod quantise;
 pub mod secret;
 pub mod session;
+pub mod shares;
 pub mod store;
 pub mod tensor;

@@ -31,6 +31,15 @@ pub enum Integrity {
     Unverified,
 }
 
+/// Who may see the weights of layers that go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrecy {
+    /// The worker.
+    Public,
+    /// No worker: two of them hold shares, each uniform by itself. They must not pool what they know.
+    TwoWorkers,
+}
+
 /// How long the secret vectors of a check serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDraw {
@@ -76,8 +85,8 @@ pub enum Rollback {
 pub struct Policy {
     hiding: Hiding,
     integrity: Integrity,
-    /// Of the checks, where there are some.
-    pub check: CheckDraw,
+    secrecy: Secrecy,
+    check: CheckDraw,
     /// Of the accuracy.
     pub weights: WeightBits,
     /// Of the cost.
@@ -96,6 +105,7 @@ impl Default for Policy {
         Self {
             hiding: Hiding::Field,
             integrity: Integrity::Checked { bits: 20 },
+            secrecy: Secrecy::Public,
             check: CheckDraw::Session,
             weights: WeightBits::Int8,
             offload: Offload::All,
@@ -111,10 +121,11 @@ impl Default for Policy {
 pub struct Danger(Policy);
 
 impl Danger {
-    /// The worker may see every activation.
+    /// The worker may see every activation, and so the weights.
     pub fn clear_input(self) -> Policy {
         Policy {
             hiding: Hiding::Clear,
+            secrecy: Secrecy::Public,
             ..self.0
         }
     }
@@ -147,11 +158,22 @@ pub enum PolicyError {
         word: &'static str,
     },
     /// A preset's name is unknown.
-    #[error("no preset {given:?}; there are local, local-exact, clear, integrity and slalom")]
+    #[error(
+        "no preset {given:?}; there are local, local-exact, clear, integrity, slalom and verisplit-exact"
+    )]
     NoSuchPreset {
         /// The name given.
         given: String,
     },
+    /// Weights are to be hidden from workers that see the inputs.
+    #[error(
+        "policy: secret-weights needs input-privacy = \"perfect\": a worker that sees what goes in and what \
+         comes out solves for the weights"
+    )]
+    SecretWeightsInClear,
+    /// Two settings that do not go together in this version.
+    #[error("policy: secret-weights does not go with check = \"fresh\"")]
+    SecretWeightsFresh,
     /// The number of repetitions that would be needed is beyond reason.
     #[error("policy: soundness_bits = {bits} is beyond the {most} bits that a plan can state")]
     TooManyBits {
@@ -174,6 +196,8 @@ struct File {
     soundness_bits: u16,
     #[serde(default = "default_lifetime")]
     lifetime: u64,
+    #[serde(default)]
+    secret_weights: bool,
     #[serde(default)]
     check: CheckWord,
     #[serde(default)]
@@ -254,12 +278,45 @@ impl Policy {
         self.integrity
     }
 
+    /// Who may see the weights.
+    pub fn secrecy(&self) -> Secrecy {
+        self.secrecy
+    }
+
+    /// How long the vectors of the checks serve, where there are some.
+    pub fn check(&self) -> CheckDraw {
+        self.check
+    }
+
     /// The same with check vectors that every inference draws anew.
-    #[must_use]
-    pub fn with_fresh_checks(self) -> Self {
+    ///
+    /// # Errors
+    /// [`PolicyError::SecretWeightsFresh`].
+    pub fn with_fresh_checks(self) -> Result<Self, PolicyError> {
         Self {
             check: CheckDraw::Fresh,
             ..self
+        }
+        .consistent()
+    }
+
+    /// The same with weights that no worker may see.
+    ///
+    /// # Errors
+    /// [`PolicyError::SecretWeightsInClear`], [`PolicyError::SecretWeightsFresh`].
+    pub fn with_secret_weights(self) -> Result<Self, PolicyError> {
+        Self {
+            secrecy: Secrecy::TwoWorkers,
+            ..self
+        }
+        .consistent()
+    }
+
+    fn consistent(self) -> Result<Self, PolicyError> {
+        match (self.secrecy, self.hiding, self.check) {
+            (Secrecy::TwoWorkers, Hiding::Clear, _) => Err(PolicyError::SecretWeightsInClear),
+            (Secrecy::TwoWorkers, _, CheckDraw::Fresh) => Err(PolicyError::SecretWeightsFresh),
+            (Secrecy::Public, _, _) | (_, Hiding::Field, CheckDraw::Session) => Ok(self),
         }
     }
 
@@ -271,7 +328,7 @@ impl Policy {
     /// Reads a policy file.
     ///
     /// Keys, all optional: `input-privacy = "perfect" | "none"`, `soundness-bits`, `lifetime`,
-    /// `check = "session" | "fresh"`, `weights = "int8" | "wide"`, `offload = "all" | "paying"`,
+    /// `secret-weights = true | false`, `check = "session" | "fresh"`, `weights = "int8" | "wide"`, `offload = "all" | "paying"`,
     /// `rollback = "assumed" | "refused"`, `keep = ["layer", …]`,
     /// `danger = ["clear-input", "unverified"]`.
     ///
@@ -311,9 +368,13 @@ impl Policy {
             }
             bits => Integrity::Checked { bits },
         };
-        Ok(Self {
+        Self {
             hiding,
             integrity,
+            secrecy: match file.secret_weights {
+                true => Secrecy::TwoWorkers,
+                false => Secrecy::Public,
+            },
             check: match file.check {
                 CheckWord::Session => CheckDraw::Session,
                 CheckWord::Fresh => CheckDraw::Fresh,
@@ -332,7 +393,8 @@ impl Policy {
                 RollbackWord::Refused => Rollback::Refused,
             },
             keep: file.keep,
-        })
+        }
+        .consistent()
     }
 }
 
@@ -349,6 +411,9 @@ pub enum Preset {
     Integrity,
     /// Offloaded, hidden by one-time pads and checked (Slalom, ICLR 2019).
     Slalom,
+    /// As `slalom`, with weights that no worker sees: two workers that do not collude hold shares of
+    /// them (the services of VeriSplit, arXiv 2406.00586, with masks over a field).
+    VerisplitExact,
 }
 
 impl Preset {
@@ -359,6 +424,10 @@ impl Preset {
             Self::Local | Self::LocalExact | Self::Slalom => default,
             Self::Clear => default.danger().clear_input().danger().unverified(),
             Self::Integrity => default.danger().clear_input(),
+            Self::VerisplitExact => Policy {
+                secrecy: Secrecy::TwoWorkers,
+                ..default
+            },
         }
     }
 
@@ -366,7 +435,7 @@ impl Preset {
     pub fn offloads(self) -> bool {
         match self {
             Self::Local | Self::LocalExact => false,
-            Self::Clear | Self::Integrity | Self::Slalom => true,
+            Self::Clear | Self::Integrity | Self::Slalom | Self::VerisplitExact => true,
         }
     }
 }
@@ -379,6 +448,7 @@ impl fmt::Display for Preset {
             Self::Clear => "clear",
             Self::Integrity => "integrity",
             Self::Slalom => "slalom",
+            Self::VerisplitExact => "verisplit-exact",
         })
     }
 }
@@ -393,6 +463,7 @@ impl FromStr for Preset {
             Self::Clear,
             Self::Integrity,
             Self::Slalom,
+            Self::VerisplitExact,
         ]
         .into_iter()
         .find(|preset| preset.to_string() == name)
@@ -445,10 +516,21 @@ mod tests {
 
     #[test]
     fn fresh_checks_take_the_word() {
-        let drawn = |text| Policy::from_toml(text).map(|policy| policy.check);
+        let drawn = |text| Policy::from_toml(text).map(|policy| policy.check());
         assert_eq!(drawn("check = \"fresh\""), Ok(CheckDraw::Fresh));
         assert_eq!(drawn("check = \"session\""), Ok(CheckDraw::Session));
         assert!(drawn("check = \"none\"").is_err());
+    }
+
+    #[test]
+    fn secret_weights_need_hidden_inputs_and_lasting_checks() {
+        let secret = |text: &str| Policy::from_toml(text).map(|policy| policy.secrecy());
+        assert_eq!(secret("secret-weights = true"), Ok(Secrecy::TwoWorkers));
+        assert_eq!(secret(""), Ok(Secrecy::Public));
+        let clear = "secret-weights = true\ninput-privacy = \"none\"\ndanger = [\"clear-input\"]";
+        assert_eq!(secret(clear), Err(PolicyError::SecretWeightsInClear));
+        let fresh = "secret-weights = true\ncheck = \"fresh\"";
+        assert_eq!(secret(fresh), Err(PolicyError::SecretWeightsFresh));
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Entropy {
         Self(bytes)
     }
 
-    fn derive(&self, label: &str, plan: &Plan) -> Zeroizing<[u8; 32]> {
+    pub(crate) fn derive(&self, label: &str, plan: &Plan) -> Zeroizing<[u8; 32]> {
         derive(label, &[&self.0, &plan.digest().0])
     }
 
@@ -336,7 +336,7 @@ pub(crate) enum Checking {
 impl Checking {
     /// As the plan's policy says.
     pub(crate) fn new(entropy: &Entropy, plan: &Plan) -> Self {
-        match plan.policy().check {
+        match plan.policy().check() {
             CheckDraw::Session => Self::Session(Checks::new(entropy, plan)),
             CheckDraw::Fresh => Self::Fresh(entropy.derive(FRESH_CHECKS, plan)),
         }

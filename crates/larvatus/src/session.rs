@@ -11,22 +11,28 @@
 
 mod conversation;
 mod flight;
+mod line;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use larvatus_proto::frame::{Frame, FrameLimits, MAX_CALLS};
-use larvatus_proto::machine::{LinkEnd, Machine, Now};
-use larvatus_proto::words::{Memory, Words};
+use larvatus_proto::frame::{Frame, MAX_CALLS};
+use larvatus_proto::machine::Now;
+use larvatus_proto::program::WorkerModel;
+use larvatus_proto::words::Words;
 
 use crate::error::{InferError, InputError, SupplyError};
 use crate::plan::Plan;
-use crate::policy::{CheckDraw, Hiding};
+use crate::policy::{CheckDraw, Hiding, Secrecy};
 use crate::secret::{Checking, Entropy, Identity, Origin, Provisioner, TicketSet};
+use crate::shares::{Apart, Shares};
 use crate::tensor::Tensor;
-use conversation::{Conversation, Heard};
-use flight::{Desk, Flight};
+use conversation::Heard;
+use flight::{Desk, Flight, Kit};
+use line::Line;
+
+pub use line::WorkerLine;
 
 /// How a session behaves; every field has a default that suits a worker on the same network.
 #[derive(Clone, Debug)]
@@ -42,6 +48,8 @@ pub struct Settings {
     /// Who the worker is, where its link has proved it. Tickets whose pads somebody else knows are
     /// used with a worker that is known to be another.
     pub worker: Option<Identity>,
+    /// For plans that hide the weights from workers: that the session has two, who do not collude.
+    pub apart: Option<Apart>,
 }
 
 impl Default for Settings {
@@ -51,6 +59,7 @@ impl Default for Settings {
             answer_within: Duration::from_secs(60),
             retry_after: None,
             worker: None,
+            apart: None,
         }
     }
 }
@@ -76,7 +85,7 @@ pub struct Output {
     pub waiting: Duration,
 }
 
-/// The trusted end of a connection to one worker.
+/// The trusted end of a connection to one worker, or to two that hold shares of the weights.
 pub struct Session {
     plan: Arc<Plan>,
     settings: Settings,
@@ -84,15 +93,17 @@ pub struct Session {
     provisioner: Option<Provisioner>,
     checking: Checking,
     tickets: VecDeque<TicketSet>,
-    conversation: Conversation,
+    /// One a worker.
+    lines: Vec<Line>,
+    /// What the workers of a plan that hides its weights are sent and checked with.
+    shares: Option<Shares>,
     /// Not yet started: their inputs.
     waiting: VecDeque<(InferenceId, Vec<Tensor>, Now)>,
     flights: BTreeMap<InferenceId, Flight>,
-    /// Which inference a call belongs to.
-    calls: BTreeMap<u64, InferenceId>,
     desk: Desk,
     next_inference: u64,
     finished: VecDeque<(InferenceId, Result<Output, InferError>)>,
+    ended_by: Option<usize>,
     closing: bool,
 }
 
@@ -103,22 +114,46 @@ impl Session {
             Hiding::Field => Some(Provisioner::new(&entropy, &plan)),
             Hiding::Clear => None,
         };
-        let checking = Checking::new(&entropy, &plan);
-        let conversation = Conversation::new(&settings);
-        Self {
+        let (checking, shares) = match (plan.policy().secrecy(), settings.apart) {
+            (Secrecy::Public, _) => (Checking::new(&entropy, &plan), None),
+            (Secrecy::TwoWorkers, None) => (Checking::none(), None),
+            (Secrecy::TwoWorkers, Some(_)) => {
+                (Checking::none(), Some(Shares::new(&entropy, &plan)))
+            }
+        };
+        let workers = if shares.is_some() { 2 } else { 1 };
+        let lines = (0..workers).map(|_| Line::new(&settings)).collect();
+        let mut session = Self {
             plan,
             settings,
             provisioner,
             checking,
             tickets: VecDeque::new(),
-            conversation,
+            lines,
+            shares,
             waiting: VecDeque::new(),
             flights: BTreeMap::new(),
-            calls: BTreeMap::new(),
             desk: Desk::new(),
             next_inference: 0,
             finished: VecDeque::new(),
+            ended_by: None,
             closing: false,
+        };
+        if session.plan.policy().secrecy() == Secrecy::TwoWorkers && session.shares.is_none() {
+            let message =
+                "a plan that hides the weights needs two workers that are known to be apart";
+            session.end(InferError::Local {
+                message: message.to_owned(),
+            });
+        }
+        session
+    }
+
+    /// What the worker at the end of a line is sent.
+    fn model(&self, line: usize) -> &WorkerModel {
+        match &self.shares {
+            Some(shares) => shares.model(line),
+            None => self.plan.worker_model(),
         }
     }
 
@@ -141,6 +176,10 @@ impl Session {
     /// the worker or might be; it is erased.
     pub fn supply(&mut self, set: TicketSet) -> Result<(), SupplyError> {
         set.belongs_to(&self.plan)?;
+        let dealt = matches!(set.origin(), Origin::Dealer(_));
+        if dealt && self.plan.policy().secrecy() == Secrecy::TwoWorkers {
+            return Err(SupplyError::SecretWeights);
+        }
         match (set.origin(), self.settings.worker) {
             (Origin::Own | Origin::Stored, _) => {}
             (Origin::Dealer(_), None) => return Err(SupplyError::WorkerUnknown),
@@ -170,7 +209,7 @@ impl Session {
     pub fn begin(&mut self, inputs: Vec<Tensor>, now: Now) -> Result<InferenceId, InputError> {
         crate::tensor::check_inputs(self.plan.inputs(), &inputs)?;
         let lifetime = self.plan.policy().lifetime;
-        let lasts = match self.plan.policy().check {
+        let lasts = match self.plan.policy().check() {
             CheckDraw::Session => self.plan.repetitions() > 0,
             CheckDraw::Fresh => false,
         };
@@ -179,7 +218,7 @@ impl Session {
         }
         let id = InferenceId(self.next_inference);
         self.next_inference += 1;
-        match self.conversation.over() {
+        match self.lines.iter().find_map(|line| line.conversation.over()) {
             Some(why) => self.finished.push_back((id, Err(why))),
             None => {
                 self.waiting.push_back((id, inputs, now));
@@ -213,25 +252,34 @@ impl Session {
         self.closing = true;
     }
 
-    /// Whether the worker holds the model and takes calls.
+    /// Whether every worker holds its model and takes calls.
     pub fn is_ready(&self) -> bool {
-        self.conversation.is_ready()
+        self.lines.iter().all(|line| line.conversation.is_ready())
     }
 
-    /// Bytes of the model sent and to send, while it is being uploaded.
+    /// Bytes of models sent and to send, while one is being uploaded.
     pub fn uploading(&self) -> Option<(u64, u64)> {
-        let total = self.plan.worker_model().blob().len() as u64;
-        self.conversation.uploaded().map(|sent| (sent, total))
+        let lines = self.lines.iter().enumerate();
+        let open = lines.filter_map(|(line, of)| {
+            let total = self.model(line).blob().len() as u64;
+            of.conversation.uploaded().map(|sent| (sent, total))
+        });
+        open.reduce(|(sent, total), (more, of)| (sent + more, total + of))
     }
 
-    /// What the worker calls itself, once it has said so.
-    pub fn worker_name(&self) -> Option<&str> {
-        self.conversation.worker_name()
+    /// What a worker calls itself, once it has said so.
+    pub fn worker_name(&self, line: usize) -> Option<&str> {
+        self.lines.get(line)?.conversation.worker_name()
     }
 
     /// Why the session is over, if it is.
     pub fn failure(&self) -> Option<&InferError> {
-        self.conversation.failure()
+        self.lines.first()?.conversation.failure()
+    }
+
+    /// The line of the worker that the session ended with: the first that lied or failed.
+    pub fn ended_by(&self) -> Option<usize> {
+        self.ended_by
     }
 
     /// The plan.
@@ -241,7 +289,12 @@ impl Session {
 
     /// Ends the session: everything in flight fails with `why`, no secret outlives it.
     fn end(&mut self, why: InferError) {
-        if !self.conversation.end(why.clone()) {
+        let mut ended = false;
+        for line in &mut self.lines {
+            ended |= line.conversation.end(why.clone());
+            line.calls.clear();
+        }
+        if !ended {
             return;
         }
         let waiting = std::mem::take(&mut self.waiting)
@@ -251,15 +304,15 @@ impl Session {
         let ids: Vec<InferenceId> = flying.chain(waiting).collect();
         self.finished
             .extend(ids.into_iter().map(|id| (id, Err(why.clone()))));
-        self.calls.clear();
         self.tickets.clear();
         self.provisioner = None;
         self.checking = Checking::none();
+        self.shares = None;
     }
 
-    /// Starts inferences while the window has room. Without a worker that is ready, none starts.
+    /// Starts inferences while the window has room. Without workers that are ready, none starts.
     fn start_waiting(&mut self, now: Now) {
-        while self.conversation.is_ready() && self.flights.len() < self.window() {
+        while self.is_ready() && self.flights.len() < self.window() {
             let Some((id, inputs, begun)) = self.waiting.pop_front() else {
                 return;
             };
@@ -287,13 +340,22 @@ impl Session {
         let Some(flight) = self.flights.get_mut(&id) else {
             return;
         };
-        let call = self.conversation.next_call();
-        let keep_request = self.settings.retry_after.is_some();
-        let desk = &mut self.desk;
-        match flight.advance(call, &self.checking, keep_request, desk, now) {
+        let Some((first, others)) = self.lines.split_first_mut() else {
+            return;
+        };
+        // All workers get all requests, under the same numbers.
+        let call = first.conversation.next_call();
+        let kit = Kit {
+            checking: &self.checking,
+            shares: self.shares.as_ref(),
+            keep_request: self.settings.retry_after.is_some(),
+        };
+        match flight.advance(call, &kit, &mut self.desk, now) {
             Ok(flight::Progress::Request(frame)) => {
-                self.calls.insert(call, id);
-                self.conversation.call(frame);
+                for line in others {
+                    line.call(call, id, frame.clone());
+                }
+                first.call(call, id, frame);
             }
             Ok(flight::Progress::Done(output)) => {
                 self.flights.remove(&id);
@@ -306,90 +368,40 @@ impl Session {
         }
     }
 
-    fn hear(&mut self, frame: Frame, now: Now) -> Result<(), InferError> {
-        let model = self.plan.worker_model();
-        match self.conversation.hear(frame, model, now)? {
+    /// Takes a frame of the worker at the end of a line.
+    fn hear(&mut self, line: usize, frame: Frame, now: Now) -> Result<(), InferError> {
+        let model = match &self.shares {
+            Some(shares) => shares.model(line),
+            None => self.plan.worker_model(),
+        };
+        match self.lines[line].conversation.hear(frame, model, now)? {
             Heard::Nothing => Ok(()),
             Heard::Ready => {
                 self.start_waiting(now);
                 Ok(())
             }
-            Heard::Answer { call, words } => self.answer(call, words, now),
+            Heard::Answer { call, words } => self.answer(line, call, words, now),
         }
     }
 
-    fn answer(&mut self, call: u64, words: Words, now: Now) -> Result<(), InferError> {
-        let Some(id) = self.calls.remove(&call) else {
-            return Ok(self.conversation.unasked()?);
+    fn answer(&mut self, line: usize, call: u64, words: Words, now: Now) -> Result<(), InferError> {
+        let Some(id) = self.lines[line].calls.remove(&call) else {
+            return Ok(self.lines[line].conversation.unasked()?);
         };
         let Some(flight) = self.flights.get_mut(&id) else {
             return Ok(());
         };
-        flight.open(&words, &self.checking, &mut self.desk, now)?;
-        drop(words);
-        self.advance(id, now);
-        self.start_waiting(now);
-        Ok(())
-    }
-
-    /// When the oldest request is too old, and when the next retry is due.
-    fn times(&self) -> impl Iterator<Item = (Now, Option<Now>)> + '_ {
-        let handshake = self.conversation.awaited_since();
-        let flights = self.flights.values().filter_map(Flight::awaited_since);
-        let open = handshake.into_iter().chain(flights);
-        open.map(|times| self.conversation.times(times))
-    }
-}
-
-impl Machine for Session {
-    fn limits(&self) -> FrameLimits {
-        self.conversation.limits(self.plan.worker_model())
-    }
-
-    fn lend(&mut self, memory: Arc<dyn Memory>) {
-        self.desk.memory = memory;
-    }
-
-    fn receive(&mut self, frame: Frame, now: Now) {
-        if let Err(why) = self.hear(frame, now) {
-            self.end(why);
-        }
-    }
-
-    fn transmit(&mut self, now: Now) -> Option<Frame> {
-        let done = self.closing && self.flights.is_empty() && self.waiting.is_empty();
-        self.conversation
-            .transmit(self.plan.worker_model(), done, now)
-    }
-
-    fn deadline(&self) -> Option<Now> {
-        self.times()
-            .flat_map(|(end, retry)| [Some(end), retry])
-            .flatten()
-            .min()
-    }
-
-    fn tick(&mut self, now: Now) {
-        if self.times().any(|(end, _)| now >= end) {
-            self.end(self.conversation.timed_out());
-            return;
-        }
-        let Some(after) = self.settings.retry_after else {
-            return;
+        let kit = Kit {
+            checking: &self.checking,
+            shares: self.shares.as_ref(),
+            keep_request: self.settings.retry_after.is_some(),
         };
-        self.conversation.retry(self.plan.worker_model(), now);
-        for flight in self.flights.values_mut() {
-            if let Some(frame) = flight.retry(now, after) {
-                self.conversation.repeat(frame);
-            }
+        let whole = flight.open(line, &words, &kit, &mut self.desk, now)?;
+        drop(words);
+        if whole {
+            self.advance(id, now);
+            self.start_waiting(now);
         }
-    }
-
-    fn disconnected(&mut self, why: LinkEnd, _now: Now) {
-        self.end(self.conversation.disconnected(why));
-    }
-
-    fn finished(&self) -> bool {
-        self.conversation.finished()
+        Ok(())
     }
 }

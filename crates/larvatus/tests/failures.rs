@@ -96,7 +96,7 @@ fn a_checked_session_begins_no_more_inferences_than_its_lifetime() {
 fn a_session_without_a_secret_that_lasts_has_no_bound_to_keep() {
     for policy in [
         lasting(1).danger().unverified(),
-        lasting(1).with_fresh_checks(),
+        lasting(1).with_fresh_checks().unwrap(),
     ] {
         let mut session = session(&policy);
         for _ in 0..2 {

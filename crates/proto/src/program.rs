@@ -1,9 +1,12 @@
 //! The program of a worker: its linear layers and the rounds in which they are called.
 
-use larvatus_kernels::linear::{Conv, MatMul, Shape, ShapeError, Weights};
+mod model;
 
-use crate::digest::Digest;
+use larvatus_kernels::linear::{Conv, MatMul, Shape, ShapeError};
+
 use crate::wire::{DecodeError, Reader, Writer};
+
+pub use model::WorkerModel;
 
 /// Most layers of a program.
 pub const MAX_LAYERS: usize = 1 << 14;
@@ -83,6 +86,20 @@ impl Form {
     }
 }
 
+/// How a worker is given the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Planes of bytes: the model's own weights.
+    Planes,
+    /// A canonical word each: the second share of weights that are split between two workers.
+    Words,
+    /// A seed of [`SEED`] bytes: the first share, which follows from it.
+    Seed,
+}
+
+/// Bytes of a seed in the place of weights.
+pub const SEED: usize = 32;
+
 /// One layer called on one of a round's uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerCall {
@@ -105,6 +122,7 @@ pub struct Round {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     form: Form,
+    held: Held,
     layers: Vec<LayerSpec>,
     rounds: Vec<Round>,
     largest_request: usize,
@@ -112,7 +130,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Puts a program together.
+    /// Puts a program together, for a worker that is given the model's own weights.
     ///
     /// # Errors
     /// [`DecodeError`] where a count exceeds its limit, a call names a layer or an upload that is
@@ -142,6 +160,7 @@ impl Program {
         }
         let mut program = Self {
             form,
+            held: Held::Planes,
             layers,
             rounds,
             largest_request: 0,
@@ -157,6 +176,21 @@ impl Program {
         (program.largest_request, program.largest_answer) =
             (most(Self::request_words), most(Self::answer_words));
         Ok(program)
+    }
+
+    /// The same program for a worker that is given its weights in this way. Shares have one plane.
+    #[must_use]
+    pub fn with_held(&self, held: Held) -> Self {
+        let mut program = Self {
+            held,
+            ..self.clone()
+        };
+        if held != Held::Planes {
+            for layer in &mut program.layers {
+                (layer.planes, layer.shift) = (1, 0);
+            }
+        }
+        program
     }
 
     fn check_round(&self, round: &Round) -> Result<(), DecodeError> {
@@ -202,6 +236,11 @@ impl Program {
     /// How the elements of requests travel.
     pub fn form(&self) -> Form {
         self.form
+    }
+
+    /// How the weights are given.
+    pub fn held(&self) -> Held {
+        self.held
     }
 
     /// The layers.
@@ -255,12 +294,15 @@ impl Program {
         self.largest_answer
     }
 
-    /// Bytes of all weights, in the order of layers and planes.
+    /// Bytes in the place of the weights, in the order of layers and planes.
     pub fn weight_bytes(&self) -> u64 {
-        self.layers
-            .iter()
-            .map(|layer| layer.weight_bytes() as u64)
-            .sum()
+        let layers = self.layers.iter();
+        let bytes = layers.map(|layer| layer.weight_bytes() as u64);
+        match self.held {
+            Held::Planes => bytes.fold(0, u64::saturating_add),
+            Held::Words => bytes.fold(0, u64::saturating_add).saturating_mul(4),
+            Held::Seed => SEED as u64,
+        }
     }
 
     /// The canonical encoding.
@@ -269,6 +311,11 @@ impl Program {
         out.u8(match self.form {
             Form::Words => WORDS,
             Form::Halves => HALVES,
+        });
+        out.u8(match self.held {
+            Held::Planes => PLANES,
+            Held::Words => SHARE,
+            Held::Seed => SEEDED,
         });
         out.count(self.layers.len());
         for layer in &self.layers {
@@ -305,6 +352,17 @@ impl Program {
                 });
             }
         };
+        let held = match reader.u8()? {
+            PLANES => Held::Planes,
+            SHARE => Held::Words,
+            SEEDED => Held::Seed,
+            tag => {
+                return Err(DecodeError::UnknownTag {
+                    what: "way to give weights",
+                    tag: u32::from(tag),
+                });
+            }
+        };
         let count = reader.count("layers", MAX_LAYERS)?;
         let layers = (0..count)
             .map(|index| decode_layer(&mut reader, index))
@@ -314,139 +372,17 @@ impl Program {
             .map(|_| decode_round(&mut reader))
             .collect::<Result<_, _>>()?;
         reader.finish()?;
-        Self::new(form, layers, rounds)
-    }
-}
-
-/// A program with its weights: what an upload carries and its digest names.
-#[derive(Clone, Debug)]
-pub struct WorkerModel {
-    program: Program,
-    blob: Vec<u8>,
-    program_bytes: usize,
-    digest: Digest,
-}
-
-impl WorkerModel {
-    /// Joins a program and the weights of its layers.
-    ///
-    /// # Errors
-    /// [`DecodeError::Inconsistent`] where the weights are not those of the layers.
-    pub fn new(program: Program, weights: &[&Weights]) -> Result<Self, DecodeError> {
-        consistent("layers with weights", program.layers.len(), weights.len())?;
-        let mut blob = program.encode();
-        let program_bytes = blob.len();
-        limit("program bytes", program_bytes, MAX_PROGRAM)?;
-        for (layer, weights) in program.layers.iter().zip(weights) {
-            consistent("planes", usize::from(layer.planes), weights.planes().len())?;
-            for plane in weights.planes() {
-                consistent("weights of a plane", layer.shape.weights(), plane.len())?;
-                blob.extend(plane.iter().map(|w| w.cast_unsigned()));
-            }
-        }
-        let digest = Digest::of_model(&blob);
-        Ok(Self {
-            program,
-            blob,
-            program_bytes,
-            digest,
-        })
-    }
-
-    /// Reads an upload.
-    ///
-    /// # Errors
-    /// [`DecodeError`] where the blob does not hash to `expected` ([`DecodeError::Inconsistent`])
-    /// or is not a program with its weights.
-    pub fn from_blob(
-        blob: Vec<u8>,
-        program_bytes: usize,
-        expected: Digest,
-    ) -> Result<Self, DecodeError> {
-        let digest = Digest::of_model(&blob);
-        if digest != expected {
-            let prefix = |d: Digest| {
-                d.0.iter()
-                    .take(8)
-                    .fold(0, |sum, b| sum << 8 | u64::from(*b))
-            };
+        let program = Self::new(form, layers, rounds)?;
+        let shared = program.with_held(held);
+        // Shares have one plane, and there is one encoding.
+        if held != Held::Planes && shared.layers != program.layers {
             return Err(DecodeError::Inconsistent {
-                what: "digest of the upload",
-                expected: prefix(expected),
-                got: prefix(digest),
+                what: "planes of a share",
+                expected: 1,
+                got: 2,
             });
         }
-        let encoded = blob.get(..program_bytes).ok_or(DecodeError::Truncated {
-            offset: 0,
-            needed: program_bytes,
-            left: blob.len(),
-        })?;
-        let program = Program::decode(encoded)?;
-        let weights = (blob.len() - program_bytes) as u64;
-        if program.weight_bytes() != weights {
-            return Err(DecodeError::Inconsistent {
-                what: "bytes of weights",
-                expected: program.weight_bytes(),
-                got: weights,
-            });
-        }
-        Ok(Self {
-            program,
-            blob,
-            program_bytes,
-            digest,
-        })
-    }
-
-    /// The program.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
-    /// The bytes of an upload.
-    pub fn blob(&self) -> &[u8] {
-        &self.blob
-    }
-
-    /// How many of them are the program.
-    pub fn program_bytes(&self) -> usize {
-        self.program_bytes
-    }
-
-    /// Their digest.
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// The weights, layer by layer.
-    ///
-    /// # Errors
-    /// [`DecodeError::Shape`] where the kernels refuse them.
-    pub fn weights(&self) -> Result<Vec<Weights>, DecodeError> {
-        let mut rest = self.blob.get(self.program_bytes..).unwrap_or_default();
-        let mut all = Vec::with_capacity(self.program.layers.len());
-        for (index, layer) in self.program.layers.iter().enumerate() {
-            let mut planes = Vec::new();
-            for _ in 0..layer.planes {
-                let (plane, tail) =
-                    rest.split_at_checked(layer.shape.weights())
-                        .ok_or_else(|| DecodeError::Truncated {
-                            offset: self.blob.len() - rest.len(),
-                            needed: layer.shape.weights(),
-                            left: rest.len(),
-                        })?;
-                planes.push(plane.iter().map(|w| w.cast_signed()).collect());
-                rest = tail;
-            }
-            let weights = Weights::new(planes, u32::from(layer.shift)).map_err(|source| {
-                DecodeError::Shape {
-                    layer: index,
-                    source,
-                }
-            })?;
-            all.push(weights);
-        }
-        Ok(all)
+        Ok(shared)
     }
 }
 
@@ -474,6 +410,9 @@ fn consistent(what: &'static str, expected: usize, got: usize) -> Result<(), Dec
 
 const WORDS: u8 = 1;
 const HALVES: u8 = 2;
+const PLANES: u8 = 1;
+const SHARE: u8 = 2;
+const SEEDED: u8 = 3;
 const CONV: u8 = 1;
 const MATMUL: u8 = 2;
 

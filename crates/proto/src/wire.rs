@@ -52,6 +52,12 @@ pub enum DecodeError {
         /// What is wrong with it.
         source: larvatus_kernels::linear::ShapeError,
     },
+    /// A word of a layer's weights is no field element.
+    #[error("layer {layer}: a weight is not below p")]
+    NotCanonical {
+        /// Index in the program.
+        layer: usize,
+    },
     /// Two parts of a value contradict each other.
     #[error("{what}: {got} where {expected} follows from the rest")]
     Inconsistent {

@@ -52,6 +52,9 @@ pub enum BackendError {
     /// The weights are not those of the program.
     #[error("weights of the model")]
     Weights(#[source] DecodeError),
+    /// A share of weights goes with hidden requests only: with clear ones it gives the weights away.
+    #[error("a share of the weights with requests in clear")]
+    ShareInClear,
     /// A layer that the engine refuses.
     #[error("layer {layer} is refused: {source}")]
     Layer {

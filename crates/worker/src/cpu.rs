@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use larvatus_kernels::isa::Isa;
-use larvatus_kernels::linear::{Linear, ShortLinear, halves};
-use larvatus_proto::program::{Form, Program, WorkerModel};
+use larvatus_kernels::linear::{Linear, Shape, ShapeError, ShortLinear, WideLinear, halves};
+use larvatus_proto::program::{Form, Held, Program, WorkerModel};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::backend::{Backend, BackendError, Loaded};
@@ -48,27 +48,45 @@ impl Backend for Cpu {
 
     fn load(&self, model: &WorkerModel) -> Result<Box<dyn Loaded>, BackendError> {
         let program = model.program();
-        let weights = model.weights().map_err(BackendError::Weights)?;
-        let prepare = || {
-            let layers = program.layers().iter().zip(weights).enumerate();
-            layers
-                .map(|(layer, (spec, weights))| {
-                    let shape = spec.shape.clone();
-                    match program.form() {
-                        Form::Words => Linear::new(shape, &weights).map(Layer::Words),
-                        Form::Halves => ShortLinear::new(shape, &weights).map(Layer::Halves),
-                    }
-                    .map_err(|source| BackendError::Layer { layer, source })
+        let layers = self.pool.install(|| match program.held() {
+            Held::Planes => {
+                let weights = model.weights().map_err(BackendError::Weights)?;
+                prepare(program, weights, |shape, weights| match program.form() {
+                    Form::Words => Linear::new(shape, weights).map(Layer::Words),
+                    Form::Halves => ShortLinear::new(shape, weights).map(Layer::Halves),
                 })
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let layers = self.pool.install(prepare)?;
+            }
+            Held::Words | Held::Seed => {
+                let shares = model.shares().map_err(BackendError::Weights)?;
+                if program.form() != Form::Words {
+                    return Err(BackendError::ShareInClear);
+                }
+                prepare(program, shares, |shape, share| {
+                    WideLinear::new(shape, share).map(Layer::Share)
+                })
+            }
+        })?;
         Ok(Box::new(Prepared {
             pool: Arc::clone(&self.pool),
             layers,
             rounds: rounds(program),
         }))
     }
+}
+
+/// The layers of a program, each with its weights.
+fn prepare<W>(
+    program: &Program,
+    weights: Vec<W>,
+    layer_of: impl Fn(Shape, &W) -> Result<Layer, ShapeError>,
+) -> Result<Vec<Layer>, BackendError> {
+    let layers = program.layers().iter().zip(weights).enumerate();
+    layers
+        .map(|(layer, (spec, weights))| {
+            layer_of(spec.shape.clone(), &weights)
+                .map_err(|source| BackendError::Layer { layer, source })
+        })
+        .collect()
 }
 
 /// A program as slices of its words: nothing in it is looked up by a peer's number but the round.
@@ -82,18 +100,15 @@ struct Prepared {
 enum Layer {
     Words(Linear),
     Halves(ShortLinear),
+    Share(WideLinear),
 }
 
 impl Layer {
     /// The images of all requests' parts go through together.
     fn apply(&self, step: &Step, parts: &[&[u32]], y: &mut [&mut [u32]]) {
         match self {
-            Self::Words(layer) => {
-                let images = parts
-                    .iter()
-                    .flat_map(|words| words.chunks_exact(step.inputs));
-                layer.apply_many(&images.collect::<Vec<_>>(), y);
-            }
+            Self::Words(layer) => layer.apply_many(&images(step, parts), y),
+            Self::Share(layer) => layer.apply_many(&images(step, parts), y),
             Self::Halves(layer) => {
                 let images = parts
                     .iter()
@@ -108,8 +123,17 @@ impl Layer {
         match self {
             Self::Words(layer) => layer.bytes(),
             Self::Halves(layer) => layer.bytes(),
+            Self::Share(layer) => layer.bytes(),
         }
     }
+}
+
+/// The images of words that several requests have for a layer.
+fn images<'a>(step: &Step, parts: &[&'a [u32]]) -> Vec<&'a [u32]> {
+    let images = parts
+        .iter()
+        .flat_map(|words| words.chunks_exact(step.inputs));
+    images.collect()
 }
 
 struct Steps {
@@ -238,7 +262,7 @@ fn zeros(words: usize) -> Result<Vec<u32>, BackendError> {
 
 #[cfg(test)]
 mod tests {
-    use larvatus_kernels::linear::{Conv, MatMul, Shape, Weights};
+    use larvatus_kernels::linear::{Conv, MatMul, Weights};
     use larvatus_proto::program::{LayerCall, LayerId, LayerSpec, Round};
 
     use super::*;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use larvatus_kernels::linear::{Conv, Shape};
-use larvatus_proto::program::{LayerSpec, Program, Round};
+use larvatus_proto::program::{Held, LayerSpec, Program, Round};
 
 /// Limits of a worker. Each default is what the common models need with room to spare; a worker
 /// that serves one known model may be stricter.
@@ -108,7 +108,7 @@ impl Limits {
     pub fn admit(&self, program: &Program) -> Result<(), TooMuch> {
         let mut packed = 0_u64;
         for (layer, spec) in program.layers().iter().enumerate() {
-            let (got, bytes) = layer_packed(spec);
+            let (got, bytes) = layer_packed(spec, program.held());
             if got > MAX_GROUPS {
                 return Err(TooMuch::Groups { layer, got });
             }
@@ -158,7 +158,7 @@ fn layer_macs(layer: &LayerSpec) -> u64 {
 }
 
 /// Groups of a layer, and the most bytes that its weights take when packed.
-fn layer_packed(layer: &LayerSpec) -> (usize, u64) {
+fn layer_packed(layer: &LayerSpec, held: Held) -> (usize, u64) {
     let (groups, rows) = match &layer.shape {
         Shape::Conv(conv) => (conv.groups, conv.out_channels / conv.groups),
         Shape::MatMul(matmul) => (matmul.groups, matmul.columns),
@@ -170,7 +170,15 @@ fn layer_packed(layer: &LayerSpec) -> (usize, u64) {
         Shape::Conv(conv) if groups == 1 => other_forms(conv),
         _ => 0,
     };
-    (groups, matrix.saturating_mul(planes).max(other))
+    let (matrix, other) = match held {
+        Held::Planes => (matrix.saturating_mul(planes), other),
+        // A word for each weight, and at the points of a 3×3 kernel.
+        Held::Words | Held::Seed => (
+            matrix.saturating_mul(4 * groups as u64),
+            other.saturating_mul(2),
+        ),
+    };
+    (groups, matrix.max(other))
 }
 
 /// The most bytes of the forms that are no padded matrix: two bytes at 36 points for a 3×3 kernel, and rows of
@@ -191,7 +199,7 @@ fn other_forms(conv: &Conv) -> u64 {
 #[cfg(test)]
 mod tests {
     use larvatus_kernels::isa::Isa;
-    use larvatus_kernels::linear::{Linear, MatMul, Weights};
+    use larvatus_kernels::linear::{Linear, MatMul, Split, Weights, WideLinear};
     use larvatus_proto::program::Form;
 
     use super::*;
@@ -238,13 +246,22 @@ mod tests {
                         shift: 4,
                     };
                     let held = Linear::with_isa(isa, shape, &weights).unwrap().bytes() as u64;
-                    let (counted_groups, counted) = layer_packed(&spec);
+                    let (counted_groups, counted) = layer_packed(&spec, Held::Planes);
                     assert_eq!(counted_groups, groups);
                     let name = isa.name();
                     assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
+                    share_takes_no_more_than_is_counted(isa, &spec);
                 }
             }
         }
+    }
+
+    fn share_takes_no_more_than_is_counted(isa: Isa, spec: &LayerSpec) {
+        let share = Split::new([1; 32]).first(0, spec.shape.weights());
+        let held = WideLinear::with_isa(isa, spec.shape.clone(), &share).unwrap();
+        let (_, counted) = layer_packed(spec, Held::Words);
+        let name = isa.name();
+        assert!(held.bytes() as u64 <= counted, "{name} {spec:?}: {held:?}");
     }
 
     #[test]
@@ -278,9 +295,10 @@ mod tests {
                     shift: 0,
                 };
                 let held = Linear::with_isa(isa, shape, &weights).unwrap().bytes() as u64;
-                let (_, counted) = layer_packed(&spec);
+                let (_, counted) = layer_packed(&spec, Held::Planes);
                 let name = isa.name();
                 assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
+                share_takes_no_more_than_is_counted(isa, &spec);
             }
         }
     }

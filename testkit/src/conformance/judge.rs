@@ -12,7 +12,7 @@ use larvatus::secret::Entropy;
 use larvatus::session::{Session, Settings};
 use larvatus::tensor::Tensor;
 use larvatus_host::{Clock, Pair, entropy};
-use larvatus_kernels::fixed::activation_bound;
+use larvatus_kernels::fixed::{Bound, activation_bound};
 use larvatus_kernels::linear::Shape;
 use larvatus_worker::{Cpu, Limits, Service, Store};
 use serde::{Deserialize, Serialize};
@@ -251,7 +251,7 @@ pub fn run(
     let exact = run_exact_observed(&plan, inputs.clone(), |layer| {
         let l1 = layer.spec.shape.max_l1(layer.weights).unwrap_or(u64::MAX);
         steps.push(Steps {
-            activation: activation_bound(l1).steps(),
+            activation: activation_bound(l1).min(Bound::SHORT).steps(),
             weight: 127,
             rows: matches!(layer.spec.shape, Shape::MatMul(_)),
         });

@@ -50,8 +50,8 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     ];
     if args.fresh_check {
         let fresh = |preset: Preset| preset.policy().with_fresh_checks();
-        modes.push(("+check, fresh", fresh(Preset::Integrity)));
-        modes.push(("+both, fresh", fresh(Preset::Slalom)));
+        modes.push(("+check, fresh", fresh(Preset::Integrity)?));
+        modes.push(("+both, fresh", fresh(Preset::Slalom)?));
     }
     let named: Vec<String> = args.worker.iter().cloned().collect();
     let parties = Parties::of(&args.dealing, &named)?;

@@ -60,7 +60,7 @@ impl Named {
                 "--fresh-check is of no use: {} checks nothing",
                 named.name
             );
-            named.policy = named.policy.with_fresh_checks();
+            named.policy = named.policy.with_fresh_checks()?;
         }
         Ok(named)
     }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use larvatus::plan::Row;
+use larvatus::policy::Secrecy;
 use larvatus::store::Store;
 use serde_json::json;
 
@@ -119,9 +120,13 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     println!("guarantee: {}", guarantees.sentence());
     if guarantees.per_check.bits() > 0.0 {
         println!(
-            "           over {} inferences: below 2^-{:.1}; weights are known to the worker",
+            "           over {} inferences: below 2^-{:.1}{}",
             count(guarantees.inferences),
-            guarantees.lifetime.bits()
+            guarantees.lifetime.bits(),
+            match plan.policy().secrecy() {
+                Secrecy::Public => "; weights are known to the worker",
+                Secrecy::TwoWorkers => "",
+            }
         );
     }
     println!(

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use larvatus::exact::{FloatNetwork, run_exact_observed};
 use larvatus::model::{Model, ModelError, Port};
 use larvatus::plan::Plan;
-use larvatus::policy::{CheckDraw, Hiding, Preset};
+use larvatus::policy::{CheckDraw, Hiding, Preset, Secrecy};
 use larvatus::session::Settings;
 use larvatus::store::Store;
 use larvatus::tensor::Tensor;
@@ -348,7 +348,7 @@ fn split(
 ) -> Result<Outcome> {
     ensure!(args.window > 0, "--window must be at least 1");
     let lifetime = plan.policy().lifetime;
-    let unlimited = plan.repetitions() == 0 || plan.policy().check == CheckDraw::Fresh;
+    let unlimited = plan.repetitions() == 0 || plan.policy().check() == CheckDraw::Fresh;
     ensure!(
         unlimited || inputs.len() as u64 <= lifetime,
         "{} inputs, but the policy's bound on lies holds for lifetime = {lifetime}",
@@ -359,12 +359,23 @@ fn split(
         answer_within: Duration::from_secs(args.timeout.max(1)),
         ..Settings::default()
     };
-    let own;
-    let workers = if args.worker.is_empty() {
-        own = OwnWorker::start(None)?;
-        &[own.address()][..]
-    } else {
-        &args.worker
+    let two = plan.policy().secrecy() == Secrecy::TwoWorkers;
+    let own: Vec<OwnWorker> = match (args.worker.len(), two) {
+        (0, false) => vec![OwnWorker::start(None)?],
+        (0, true) if args.dealing.danger_local_workers => {
+            vec![OwnWorker::start(None)?, OwnWorker::start(None)?]
+        }
+        (0 | 1, true) => bail!(
+            "{} needs two workers of different parties, --worker tls://HOST:PORT#PIN twice; \
+             to try it out, --danger-local-workers starts two here",
+            args.job.preset
+        ),
+        _ => Vec::new(),
+    };
+    let started: Vec<String> = own.iter().map(OwnWorker::address).collect();
+    let workers = match started.is_empty() {
+        true => &args.worker,
+        false => &started,
     };
     let show = !args.json;
     drive(plan, workers, parties, store, inputs, &settings, show)

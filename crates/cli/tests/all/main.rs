@@ -12,5 +12,6 @@ mod proxy;
 mod refused;
 mod run;
 mod secrecy;
+mod shares;
 mod store;
 mod tls;

@@ -6,33 +6,27 @@
 //! Checking a worker's answer together with a u from somebody else would: an error of the worker
 //! that is a function of q + r and one of the dealer that is a function of r cancel for some q only.
 
-use larvatus_kernels::check::agree;
 use larvatus_kernels::hide::Folded;
 use larvatus_kernels::keystream::{Key, Purpose};
-use larvatus_kernels::reveal::{Claim, Factors, RankOne, check_sums};
+use larvatus_kernels::reveal::RankOne;
 use larvatus_proto::program::LayerId;
 use larvatus_proto::words::Words;
 use zeroize::Zeroizing;
 
+use crate::equations::{Equations, Wrong};
 use crate::error::DealerMisbehaved;
 use crate::plan::{Layer, Plan};
 use crate::secret::{Checks, Seed, Unmask};
 
 /// What every u is checked with, by layer.
-pub(super) struct PadChecks(Vec<LayerCheck>);
-
-/// v and a of each repetition.
-struct LayerCheck {
-    v: Vec<RankOne>,
-    a: Vec<RankOne>,
-}
+pub(super) struct PadChecks(Vec<Equations>);
 
 impl PadChecks {
     /// Takes vectors that serve nothing else.
     pub(super) fn new(checks: Checks) -> Self {
-        let layer = |layer: crate::secret::LayerChecks| LayerCheck {
-            v: layer.v,
-            a: layer.a.into_iter().map(as_rank_one).collect(),
+        let layer = |layer: crate::secret::LayerChecks| {
+            let a = layer.a.into_iter().map(as_rank_one);
+            Equations::new(layer.v.into_iter().zip(a))
         };
         Self(checks.into_layers().map(layer).collect())
     }
@@ -110,42 +104,25 @@ impl PadChecks {
         pad: &[u32],
         u: &[u32],
     ) -> Result<(), DealerMisbehaved> {
-        let LayerCheck { v, a } = &self.0[id.index()];
-        let v_factors: Vec<Factors<'_>> = v.iter().map(RankOne::factors).collect();
-        let a_factors: Vec<Factors<'_>> = a.iter().map(RankOne::factors).collect();
+        let equations = &self.0[id.index()];
         let shape = &layer.spec.shape;
         let images = pad
             .chunks_exact(shape.inputs())
             .zip(u.chunks_exact(shape.outputs()));
         let mut lie = None;
         for (image, (pad, u)) in images.enumerate() {
-            // Pads are canonical; a has the same form in all repetitions.
-            let expected = check_sums(&claim(pad, a), &a_factors).dots;
-            let found = check_sums(&claim(u, v), &v_factors);
-            let equal = bool::from(agree(&expected, &found.dots));
-            if !found.canonical {
-                lie = lie.or(Some(DealerMisbehaved::NotCanonical { layer: id, image }));
-            } else if !equal {
-                let differs = |(dot, expected)| dot != expected;
-                let first = found.dots.iter().zip(&expected).position(differs);
-                let repetition = first.unwrap_or(0);
-                lie = lie.or(Some(DealerMisbehaved::WrongU {
+            let found = equations.holds(u, &equations.expect(pad)).err();
+            lie = lie.or(found.map(|wrong| match wrong {
+                Wrong::NotCanonical => DealerMisbehaved::NotCanonical { layer: id, image },
+                Wrong::Product { repetition } => DealerMisbehaved::WrongU {
                     layer: id,
                     image,
                     repetition,
-                }));
-            }
+                },
+            }));
         }
         lie.map_or(Ok(()), Err)
     }
-}
-
-/// Words in the form of the vectors that they are multiplied with.
-fn claim<'a>(words: &'a [u32], vectors: &[RankOne]) -> Claim<'a> {
-    let (rows, cols) = vectors
-        .first()
-        .map_or((1, words.len()), |v| (v.outer.len(), v.inner.len()));
-    Claim::new(words, None, rows, cols).expect("vectors are made for their layer")
 }
 
 /// A dense vector is the product of itself and 1.

@@ -5,7 +5,7 @@ use std::fmt;
 use larvatus_kernels::field::P;
 
 use super::Plan;
-use crate::policy::{CheckDraw, Hiding};
+use crate::policy::{CheckDraw, Hiding, Secrecy};
 
 /// A probability as `−log₂ p`. Larger is safer.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -73,6 +73,8 @@ impl fmt::Display for InputPrivacy {
 pub struct Guarantees {
     /// What a worker learns about the input.
     pub input_privacy: InputPrivacy,
+    /// Who may see the weights. Shares are uniform given uniform keystreams; they come from AES-256-CTR.
+    pub secrecy: Secrecy,
     /// Against one wrong answer of one layer and image going unnoticed.
     pub per_check: ErrorBits,
     /// Against any wrong answer in one inference going unnoticed.
@@ -89,11 +91,12 @@ pub struct Guarantees {
 }
 
 impl Guarantees {
-    /// What the worker learns of the weights: always everything, in the plans of this version.
+    /// What a worker learns of the weights, for reports.
     pub fn weight_privacy(&self) -> &'static str {
-        match self.input_privacy {
-            InputPrivacy::Local => "local",
-            InputPrivacy::Perfect | InputPrivacy::None => "none",
+        match (self.input_privacy, self.secrecy) {
+            (InputPrivacy::Local, _) => "local",
+            (InputPrivacy::Perfect | InputPrivacy::None, Secrecy::Public) => "none",
+            (InputPrivacy::Perfect | InputPrivacy::None, Secrecy::TwoWorkers) => "perfect",
         }
     }
 
@@ -134,10 +137,18 @@ impl Guarantees {
                 self.per_inference.bits()
             )
         };
-        match self.assumes {
-            None => format!("{privacy}, {integrity}"),
-            Some(assumes) => format!("{privacy}, {integrity}; assumes {assumes}"),
-        }
+        let weights = match (self.input_privacy, self.secrecy) {
+            (InputPrivacy::Perfect | InputPrivacy::None, Secrecy::TwoWorkers) => {
+                "; each of the two workers held a uniform share of the weights, which hides them from both \
+                 as long as the two do not pool what they know"
+            }
+            _ => "",
+        };
+        let assumes = self.assumes.map(|assumes| format!("; assumes {assumes}"));
+        format!(
+            "{privacy}, {integrity}{weights}{}",
+            assumes.unwrap_or_default()
+        )
     }
 }
 
@@ -145,15 +156,18 @@ impl Plan {
     /// What this plan guarantees.
     pub fn guarantees(&self) -> Guarantees {
         let (hiding, lifetime) = (self.policy().hiding(), self.policy().lifetime);
-        let check = self.policy().check;
-        let equations: u64 = self
-            .layers()
-            .iter()
-            .map(|layer| layer.spec.images as u64)
-            .sum();
+        let (check, secrecy) = (self.policy().check(), self.policy().secrecy());
+        let images = self.layers().iter().map(|layer| layer.spec.images as u64);
+        // Two workers are checked one by one.
+        let equations = images.sum::<u64>()
+            * match secrecy {
+                Secrecy::Public => 1,
+                Secrecy::TwoWorkers => 2,
+            };
         if equations == 0 {
             return Guarantees {
                 input_privacy: InputPrivacy::Local,
+                secrecy,
                 per_check: ErrorBits::NONE,
                 per_inference: ErrorBits::NONE,
                 check,
@@ -168,6 +182,7 @@ impl Plan {
                 Hiding::Clear => InputPrivacy::None,
                 Hiding::Field => InputPrivacy::Perfect,
             },
+            secrecy,
             per_check,
             per_inference: per_check.any_of(equations),
             check,

@@ -21,7 +21,7 @@ use crate::model::linear::{Kind, Linear, StaysLocal, recognise, share_uploads};
 use crate::model::order::Order;
 use crate::model::rounds::{Cut, Placed, Slot};
 use crate::model::{Model, ModelError};
-use crate::policy::{CheckDraw, Hiding, Integrity, Offload, Policy};
+use crate::policy::{CheckDraw, Hiding, Integrity, Offload, Policy, Secrecy};
 use crate::quantise::{Quantised, quantise};
 
 /// Why no plan can be made.
@@ -197,7 +197,7 @@ impl Plan {
             Integrity::Unverified => 0,
             Integrity::Checked { bits } => {
                 let equations = layers.iter().map(|layer| layer.spec.images as u64).sum();
-                let inferences = match policy.check {
+                let inferences = match policy.check() {
                     CheckDraw::Session => policy.lifetime,
                     CheckDraw::Fresh => 1,
                 };
@@ -304,12 +304,17 @@ impl Plan {
         out.bytes(&self.model.0)
             .bytes(&self.worker_model.digest().0)
             .u8(hiding);
-        let check = match self.policy.check {
+        let check = match self.policy.check() {
             CheckDraw::Session => 0,
             CheckDraw::Fresh => 1,
         };
+        let secrecy = match self.policy.secrecy() {
+            Secrecy::Public => 0,
+            Secrecy::TwoWorkers => 1,
+        };
         out.count(self.repetitions)
             .u8(check)
+            .u8(secrecy)
             .u64(self.policy.lifetime);
         for port in self.ports.0.iter().chain(&self.ports.1) {
             out.text(&port.name);

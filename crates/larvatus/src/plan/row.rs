@@ -49,7 +49,7 @@ impl Plan {
             let (integrity, soundness) = match repetitions {
                 0 => ("unverified".to_owned(), "believed".to_owned()),
                 n => (
-                    match self.policy().check {
+                    match self.policy().check() {
                         CheckDraw::Session => format!("Freivalds ×{n}"),
                         CheckDraw::Fresh => format!("Freivalds ×{n}, fresh"),
                     },

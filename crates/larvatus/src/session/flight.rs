@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use larvatus_kernels::field::Fp;
 use larvatus_proto::frame::{Frame, HEADER, Request};
 use larvatus_proto::machine::Now;
 use larvatus_proto::words::{Heap, Memory, Words};
+use zeroize::Zeroizing;
 
 use super::Output;
 use crate::claim::{Cover, Hidden, Scratch, hide_upload, open};
@@ -15,6 +17,7 @@ use crate::plan::Plan;
 use crate::policy::Hiding;
 use crate::pool::Pool;
 use crate::secret::{CheckKey, Checking, Checks, TicketSet, Unmask};
+use crate::shares::{Shares, Verified};
 use crate::tensor::Tensor;
 
 /// What all inferences of a session work with.
@@ -34,6 +37,15 @@ impl Desk {
             scratch: Scratch::default(),
         }
     }
+}
+
+/// What a session hides and checks with.
+pub(super) struct Kit<'a> {
+    pub(super) checking: &'a Checking,
+    /// In the place of `checking`, where two workers hold shares of the weights.
+    pub(super) shares: Option<&'a Shares>,
+    /// Whether requests may have to be sent again.
+    pub(super) keep_request: bool,
 }
 
 /// What an inference does next.
@@ -69,8 +81,17 @@ struct Awaited {
     /// The request's bytes, where retries are on: a retry sends these, never a fresh hiding with
     /// the same ticket.
     frame: Option<Frame>,
+    /// What each of two workers is expected to answer, and what they have.
+    halves: Vec<Half>,
     first_sent: Now,
-    last_sent: Now,
+    last_sent: [Now; 2],
+}
+
+/// One of two workers' part in a round.
+struct Half {
+    /// ⟨a, x⟩ by call and image.
+    expected: Vec<Zeroizing<Vec<Fp>>>,
+    answer: Option<Verified>,
 }
 
 impl Flight {
@@ -100,8 +121,7 @@ impl Flight {
     pub(super) fn advance(
         &mut self,
         call: u64,
-        checking: &Checking,
-        keep_request: bool,
+        kit: &Kit<'_>,
         desk: &mut Desk,
         now: Now,
     ) -> Result<Progress, InferError> {
@@ -128,7 +148,7 @@ impl Flight {
         let none = Checks::none();
         let checks = fresh
             .as_ref()
-            .or_else(|| checking.shared())
+            .or_else(|| kit.checking.shared())
             .unwrap_or(&none);
         let mut tickets = tickets.into_iter();
         let form = self.plan.worker_model().program().form();
@@ -171,6 +191,17 @@ impl Flight {
             hidden.push(kept);
         }
         fresh.iter_mut().for_each(Checks::forget_folded);
+        let halves = match kit.shares {
+            None => Vec::new(),
+            Some(shares) => {
+                let words = words.own();
+                let half = |line| Half {
+                    expected: shares.expect(line, &self.plan, planned, words),
+                    answer: None,
+                };
+                vec![half(0), half(1)]
+            }
+        };
         let round_number = u32::try_from(round).unwrap_or(u32::MAX);
         let frame = Request::Call {
             call,
@@ -178,36 +209,75 @@ impl Flight {
             words,
         }
         .into_frame();
-        self.up += frame.size();
+        self.up += frame.size() * halves.len().max(1) as u64;
         self.round_trips += 1;
-        let kept = keep_request.then(|| frame.clone());
+        let kept = kit.keep_request.then(|| frame.clone());
         self.awaited = Some(Awaited {
             round,
             hidden,
             unmasks,
             fresh,
             frame: kept,
+            halves,
             first_sent: now,
-            last_sent: now,
+            last_sent: [now; 2],
         });
         Ok(Progress::Request(frame))
     }
 
-    /// Opens the answer that is awaited; a lie leaves nothing behind.
+    /// Takes the answer of the worker at the end of a line. Once all have answered, opens what they
+    /// said together and says so. A lie leaves nothing behind.
     pub(super) fn open(
         &mut self,
+        line: usize,
         words: &Words,
-        checking: &Checking,
+        kit: &Kit<'_>,
+        desk: &mut Desk,
+        now: Now,
+    ) -> Result<bool, InferError> {
+        let Some(awaited) = &mut self.awaited else {
+            return Err(nothing_awaited());
+        };
+        self.down += (HEADER + 8 + 4 * words.len()) as u64;
+        let Some(shares) = kit.shares else {
+            self.open_whole(words, kit.checking.shared(), desk, now)?;
+            return Ok(true);
+        };
+        // Each by itself, before anything is added.
+        let round = (awaited.round, &self.plan.rounds()[awaited.round]);
+        let Some(half) = awaited.halves.get_mut(line) else {
+            return Err(nothing_awaited());
+        };
+        let verified = shares.verify(line, &self.plan, round, &half.expected, words)?;
+        half.answer = Some(verified);
+        let mut answers = awaited.halves.iter_mut().map(|half| half.answer.take());
+        match (answers.next().flatten(), answers.next().flatten()) {
+            (Some(first), Some(second)) => {
+                let none = Checks::none();
+                self.open_whole(&first.join(&second), Some(&none), desk, now)?;
+                Ok(true)
+            }
+            (first, second) => {
+                for (half, answer) in awaited.halves.iter_mut().zip([first, second]) {
+                    half.answer = answer;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Opens the answer that is awaited: the worker's, or the sum of two that were verified.
+    fn open_whole(
+        &mut self,
+        words: &Words,
+        shared: Option<&Checks>,
         desk: &mut Desk,
         now: Now,
     ) -> Result<(), InferError> {
         let Some(awaited) = self.awaited.take() else {
-            return Err(InferError::Local {
-                message: "an answer that nothing awaits".to_owned(),
-            });
+            return Err(nothing_awaited());
         };
         self.waiting += now.saturating_sub(awaited.first_sent);
-        self.down += (HEADER + 8 + 4 * words.len()) as u64;
         let planned = &self.plan.rounds()[awaited.round];
         let layers = self.plan.layers();
         let expected = planned
@@ -226,7 +296,7 @@ impl Flight {
         }
         let none = Checks::none();
         let fresh = awaited.fresh.as_ref();
-        let checks = fresh.or_else(|| checking.shared()).unwrap_or(&none);
+        let checks = fresh.or(shared).unwrap_or(&none);
         let mut unmasks = awaited.unmasks.into_iter();
         let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
@@ -244,7 +314,8 @@ impl Flight {
                 .map(|slot| self.inference.floats(slot))
                 .transpose()?;
             let vectors = checks.layer(*id).map_or(0, |checks| checks.v.len());
-            if vectors != self.plan.repetitions() {
+            let verified = !awaited.halves.is_empty();
+            if !verified && vectors != self.plan.repetitions() {
                 return Err(InferError::Local {
                     message: "an answer without its check vectors".to_owned(),
                 });
@@ -269,22 +340,27 @@ impl Flight {
         self.inference.settle(planned, answers)
     }
 
-    /// When the awaited request was sent first and last.
-    pub(super) fn awaited_since(&self) -> Option<(Now, Now)> {
-        self.awaited
-            .as_ref()
-            .map(|awaited| (awaited.first_sent, awaited.last_sent))
+    /// When the request was sent first and last that a worker has not answered.
+    pub(super) fn awaited_since(&self, line: usize) -> Option<(Now, Now)> {
+        let awaited = self.awaited.as_ref()?;
+        let half = awaited.halves.get(line);
+        let open = half.is_none_or(|half| half.answer.is_none());
+        open.then_some((awaited.first_sent, *awaited.last_sent.get(line)?))
     }
 
-    /// The awaited request once more, byte for byte, if its time has come.
-    pub(super) fn retry(&mut self, now: Now, after: Duration) -> Option<Frame> {
-        let awaited = self
-            .awaited
-            .as_mut()
-            .filter(|awaited| now >= awaited.last_sent + after)?;
+    /// The awaited request to a worker once more, byte for byte, if its time has come.
+    pub(super) fn retry(&mut self, line: usize, now: Now, after: Duration) -> Option<Frame> {
+        let (_, sent) = self.awaited_since(line)?;
+        let awaited = self.awaited.as_mut().filter(|_| now >= sent + after)?;
         let frame = awaited.frame.clone()?;
-        awaited.last_sent = now;
+        *awaited.last_sent.get_mut(line)? = now;
         self.up += frame.size();
         Some(frame)
+    }
+}
+
+fn nothing_awaited() -> InferError {
+    InferError::Local {
+        message: "an answer that nothing awaits".to_owned(),
     }
 }

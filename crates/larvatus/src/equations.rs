@@ -1,0 +1,69 @@
+//! Freivalds' check of one layer by itself: ⟨v, y⟩ = ⟨a, x⟩ with a = Lᵀv, for whole words x and y.
+//!
+//! This is what checks a party whose answer is not opened in the same pass: a dealer's u against its pad,
+//! one worker's share of an answer against the hidden request.
+
+use larvatus_kernels::check::agree;
+use larvatus_kernels::field::Fp;
+use larvatus_kernels::reveal::{Claim, Factors, RankOne, check_sums};
+use zeroize::Zeroizing;
+
+/// v and a of each repetition. Whoever knows them can forge; cleared when dropped, as [`RankOne`] is.
+pub(crate) struct Equations {
+    v: Vec<RankOne>,
+    a: Vec<RankOne>,
+}
+
+/// Why an answer is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    /// A word is p or more.
+    NotCanonical,
+    /// An equation does not hold.
+    Product {
+        /// The first that does not.
+        repetition: usize,
+    },
+}
+
+impl Equations {
+    /// From pairs of v and a = Lᵀv. All a have one form.
+    pub(crate) fn new(pairs: impl Iterator<Item = (RankOne, RankOne)>) -> Self {
+        let (v, a) = pairs.unzip();
+        Self { v, a }
+    }
+
+    /// ⟨a, x⟩ of each repetition, for one image of canonical words.
+    pub(crate) fn expect(&self, x: &[u32]) -> Zeroizing<Vec<Fp>> {
+        let factors: Vec<Factors<'_>> = self.a.iter().map(RankOne::factors).collect();
+        Zeroizing::new(check_sums(&claim(x, &self.a), &factors).dots)
+    }
+
+    /// Whether one image's answer is what was expected. Every word and repetition is looked at.
+    ///
+    /// # Errors
+    /// [`Wrong`].
+    pub(crate) fn holds(&self, y: &[u32], expected: &[Fp]) -> Result<(), Wrong> {
+        let factors: Vec<Factors<'_>> = self.v.iter().map(RankOne::factors).collect();
+        let found = check_sums(&claim(y, &self.v), &factors);
+        let equal = bool::from(agree(expected, &found.dots));
+        if !found.canonical {
+            return Err(Wrong::NotCanonical);
+        }
+        if !equal {
+            let differs = |(dot, expected)| dot != expected;
+            let first = found.dots.iter().zip(expected).position(differs);
+            let repetition = first.unwrap_or(0);
+            return Err(Wrong::Product { repetition });
+        }
+        Ok(())
+    }
+}
+
+/// Words in the form of the vectors that they are multiplied with.
+fn claim<'a>(words: &'a [u32], vectors: &[RankOne]) -> Claim<'a> {
+    let (rows, cols) = vectors
+        .first()
+        .map_or((1, words.len()), |v| (v.outer.len(), v.inner.len()));
+    Claim::new(words, None, rows, cols).expect("vectors are made for their layer")
+}
