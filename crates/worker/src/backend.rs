@@ -87,6 +87,9 @@ pub enum BackendError {
         /// Words wanted.
         words: usize,
     },
+    /// The engine panicked, or did not answer every call.
+    #[error("the engine broke down at this call")]
+    Panicked,
     /// The system gives no threads.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
