@@ -41,6 +41,12 @@ pub trait Loaded: Send + Sync {
         answers.collect()
     }
 
+    /// The most calls of a round that it is worth computing together; others that wait go one after the other.
+    fn together(&self, round: u32) -> usize {
+        let _ = round;
+        usize::MAX
+    }
+
     /// Bytes of memory that it holds.
     fn bytes(&self) -> u64;
 }

@@ -65,12 +65,15 @@ struct Waiting {
 }
 
 impl Queue {
-    /// An empty queue of a program's calls.
-    pub(crate) fn new(program: &Program, limits: &Limits) -> Self {
-        let most = program.rounds().iter();
-        let most = most.map(|round| limits.batch(program, round)).collect();
+    /// An empty queue of the calls to a program that is loaded.
+    pub(crate) fn new(program: &Program, loaded: &dyn Loaded, limits: &Limits) -> Self {
+        let rounds = (0..).zip(program.rounds());
+        let most = rounds.map(|(number, round)| {
+            let worth = loaded.together(number);
+            limits.batch(program, round).min(worth).max(1)
+        });
         Self {
-            most,
+            most: most.collect(),
             inner: Mutex::default(),
             changed: Condvar::new(),
         }

@@ -229,7 +229,7 @@ impl Store {
         let loaded = self.backend.load(&upload).map_err(StoreError::Backend)?;
         let (bytes, total) = (loaded.bytes(), upload.blob().len() as u64);
         let program = upload.program().clone();
-        let queue = Queue::new(&program, &self.limits);
+        let queue = Queue::new(&program, &*loaded, &self.limits);
         drop((upload, reservation));
         let model = Arc::new(Model {
             digest,

@@ -42,6 +42,10 @@ impl Loaded for NotingModel {
         self.1.call_many(round, requests)
     }
 
+    fn together(&self, round: u32) -> usize {
+        self.1.together(round)
+    }
+
     fn bytes(&self) -> u64 {
         self.1.bytes()
     }
