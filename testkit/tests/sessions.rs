@@ -99,7 +99,7 @@ fn sessions_at_once_share_one_upload_and_one_that_is_stuck_holds_up_nobody() {
         let silent = stuck(&plan, &addresses[0]);
         let sessions = (1..5).map(|session: u64| {
             let (plan, network) = (&plan, &network);
-            let address = &addresses[usize::from(session % 2 == 0)];
+            let address = &addresses[usize::from(session.is_multiple_of(2))];
             scope.spawn(move || right(plan, network, address, 8 * session..8 * session + 8))
         });
         let sessions: Vec<_> = sessions.collect();

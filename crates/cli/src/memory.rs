@@ -62,7 +62,7 @@ impl Memory {
             ..
         } = *self;
         let weights = self.weights_upload + self.weights_integers + self.weights_engine;
-        let peak = self.peak_resident.map_or("?".to_owned(), bytes);
+        let peak = self.peak_resident.map_or_else(|| "?".to_owned(), bytes);
         if largest_round == 0 {
             return format!("memory: {peak} at the most");
         }

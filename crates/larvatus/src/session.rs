@@ -2,7 +2,7 @@
 //!
 //! Call order: [`Session::new`], then any mix of [`provision`](Session::provision) (off the latency
 //! path), [`begin`](Session::begin) and [`poll`](Session::poll), while a pump drives the
-//! [`Machine`] side. At most [`Settings::window`] inferences are in flight; further ones wait as
+//! [`Machine`](larvatus_proto::machine::Machine) side. At most [`Settings::window`] inferences are in flight; further ones wait as
 //! their inputs. Memory is bounded by the window times an inference's live tensors, its tickets and,
 //! where retries are on, its last request.
 //!

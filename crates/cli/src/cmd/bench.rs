@@ -388,7 +388,7 @@ fn print_throughput(rows: &[Row]) {
             format!("{:.1}", one.per_second),
             format!("{:.1}", one.trusted_cpu_ms),
             one.worker_cpu_ms
-                .map_or("-".to_owned(), |cpu| format!("{cpu:.1}")),
+                .map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
             format!("{:.0} %", 100.0 * one.idle),
         ]
     };
@@ -415,7 +415,7 @@ fn print_memory(rows: &[Row]) {
         let memory = &row.memory;
         vec![
             row.mode.to_owned(),
-            memory.peak_resident.map_or("-".to_owned(), bytes),
+            memory.peak_resident.map_or_else(|| "-".to_owned(), bytes),
             bytes(memory.checks),
             bytes(memory.tickets),
             bytes(memory.activations),
