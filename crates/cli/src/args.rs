@@ -68,8 +68,8 @@ pub(crate) struct Run {
     /// Where to write the report (.json).
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// A worker: unix:PATH, shm:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN. The first is used; the next ones
-    /// step in when it fails. Without any, a worker process is started here and stopped at the end.
+    /// A worker: unix:PATH, shm:PATH, tcp://HOST:PORT, tls://HOST:PORT#PIN or vsock://CID:PORT. The first is
+    /// used; the next ones step in when it fails. Without any, a worker process is started here and stopped at the end.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Vec<String>,
     #[command(flatten)]
@@ -180,7 +180,7 @@ pub(crate) struct Plan {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Serve {
-    /// Where to listen: unix:PATH, tcp://HOST:PORT or tls://HOST:PORT.
+    /// Where to listen: unix:PATH, tcp://HOST:PORT, tls://HOST:PORT or vsock://any:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: String,
     /// The key of a tls:// listener, made where there is none; identity.key in larvatus's folder
@@ -218,12 +218,17 @@ pub(crate) struct Bench {
     /// Inferences measured in each mode.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) runs: usize,
+    /// Measure also how many inferences a second come through with so many in flight, such as 1,4,16; the worker
+    /// computes the same layer of those that wait together. At least twice as many are run.
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    pub(crate) window: Vec<usize>,
     #[command(flatten)]
     pub(crate) stored: Stored,
     /// Threads of the worker that is started here.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub(crate) threads: usize,
-    /// Measure with this worker instead: unix:PATH, shm:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN.
+    /// Measure with this worker instead: unix:PATH, shm:PATH, tcp://HOST:PORT, tls://HOST:PORT#PIN or
+    /// vsock://CID:PORT.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Option<String>,
     #[command(flatten)]

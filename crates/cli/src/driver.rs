@@ -18,6 +18,7 @@ use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process
 use larvatus_proto::machine::Machine;
 
 use crate::dealer::Dealer;
+use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Cpu;
 use crate::tickets::{Sources, Supplied, Tickets};
@@ -44,6 +45,21 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
     /// Where the tickets came from.
     pub(crate) sources: Sources,
+    /// From the first inference to the last output on the worker that answered last; with tickets made ahead, these
+    /// not counted.
+    pub(crate) inferring: Duration,
+    /// Of that, how long there was nothing to do but wait for the worker.
+    pub(crate) idle: Duration,
+    pub(crate) memory: Memory,
+}
+
+/// How a run goes about it.
+pub(crate) struct Manner<'a> {
+    pub(crate) settings: &'a Settings,
+    /// Whether progress is shown.
+    pub(crate) show: bool,
+    /// Whether all tickets are at hand before the first inference begins.
+    pub(crate) ahead: bool,
 }
 
 /// A party caught lying.
@@ -68,9 +84,9 @@ pub(crate) fn drive(
     parties: &Parties,
     store: Option<Store>,
     inputs: &[Vec<Tensor>],
-    settings: &Settings,
-    show: bool,
+    manner: &Manner<'_>,
 ) -> Result<Outcome> {
+    let settings = manner.settings;
     let before = process_cpu();
     let dealer = Dealer::start(plan, parties, settings.answer_within)?;
     let mut tickets = Tickets::new(store, dealer);
@@ -85,7 +101,7 @@ pub(crate) fn drive(
         let open: Vec<usize> = (0..inputs.len())
             .filter(|ix| outputs[*ix].is_none())
             .collect();
-        let mut run = match Run::connect(plan, &crew, parties, settings, show) {
+        let mut run = match Run::connect(plan, &crew, parties, settings, manner.show) {
             Ok(run) => run,
             Err(why) => {
                 failures.push(why);
@@ -94,7 +110,7 @@ pub(crate) fn drive(
         };
         let started = Instant::now();
         let end = match run.agree()? {
-            End::Done => run.infer(inputs, &mut tickets, &open, &mut outputs)?,
+            End::Done => run.infer(inputs, &mut tickets, &open, &mut outputs, manner.ahead)?,
             other => other,
         };
         wall += started.elapsed();
@@ -139,6 +155,9 @@ pub(crate) fn drive(
             lie,
             failures,
             sources: tickets.sources,
+            inferring: run.inferring,
+            idle: run.idle,
+            memory: run.memory,
         });
     }
     anyhow::bail!("no worker could do it: {}", failures.join("; "))
@@ -191,6 +210,9 @@ struct Run {
     pumps: Vec<Pump>,
     clock: Clock,
     cpu: Cpu,
+    inferring: Duration,
+    idle: Duration,
+    memory: Memory,
     show: bool,
     /// Why the other end does not talk to us.
     denied: Option<String>,
@@ -260,6 +282,9 @@ impl Run {
             pumps,
             clock,
             cpu,
+            inferring: Duration::ZERO,
+            idle: Duration::ZERO,
+            memory: Memory::default(),
             show,
             denied: None,
         })
@@ -331,6 +356,11 @@ impl Run {
         Ok(())
     }
 
+    /// How long there was nothing to do so far.
+    fn waited(&self) -> Duration {
+        self.pumps.iter().map(|pump| pump.traffic().waited).sum()
+    }
+
     fn stepped(&mut self, stepped: Result<Progress, LinkError>) -> Result<()> {
         match stepped {
             Err(LinkError::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
@@ -353,11 +383,21 @@ impl Run {
         tickets: &mut Tickets,
         open: &[usize],
         outputs: &mut [Option<Output>],
+        ahead: bool,
     ) -> Result<End> {
         let before = process_cpu();
         let dealt_before = tickets.dealing();
         tickets.want(open.len());
         let mut offline = Duration::ZERO;
+        if ahead {
+            for upcoming in (1..=open.len()).rev() {
+                if let Some(end) = self.supply(tickets, upcoming, &mut offline)? {
+                    return Ok(end);
+                }
+            }
+        }
+        let started = Instant::now();
+        let waited = self.waited();
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
         let mut waiting = open.iter().copied();
         let mut done = 0;
@@ -373,6 +413,11 @@ impl Run {
                 let patience = if idle { STEP } else { Duration::ZERO };
                 // Reading a stored ticket is part of the inference, making one is not.
                 let mut now = self.clock.now();
+                if ahead {
+                    let Some(input) = waiting.next() else { break };
+                    begun.push((self.session.begin(inputs[input].clone(), now)?, input));
+                    continue;
+                }
                 match tickets.supply(&mut self.session, waiting.len(), patience)? {
                     Supplied::Stored => {}
                     Supplied::Dealt => now = self.clock.now(),
@@ -409,6 +454,9 @@ impl Run {
             }
         };
         bar.finish_and_clear();
+        self.inferring = started.elapsed();
+        self.idle = self.waited().saturating_sub(waited);
+        self.memory = Memory::of(self.session.plan(), self.session.memory());
         if matches!(end, End::Done) {
             self.session.close();
             // Everything is accepted; a worker that no longer hears the goodbye may miss it.
@@ -429,6 +477,27 @@ impl Run {
                 Err(anyhow::Error::from(why).context(format!("input {}", input + 1)))
             }
             _ => Ok(end),
+        }
+    }
+
+    /// Gives the session the tickets of one inference, however long a dealer takes; an end, where it lies.
+    fn supply(
+        &mut self,
+        tickets: &mut Tickets,
+        upcoming: usize,
+        offline: &mut Duration,
+    ) -> Result<Option<End>> {
+        loop {
+            match tickets.supply(&mut self.session, upcoming, STEP)? {
+                Supplied::Stored | Supplied::Dealt => return Ok(None),
+                Supplied::Own(cpu) => {
+                    *offline += cpu;
+                    return Ok(None);
+                }
+                // The worker's link wants attention, too.
+                Supplied::NotYet => self.step(SOON)?,
+                Supplied::Lied(layer, what) => return Ok(Some(End::DealerLied(layer, what))),
+            }
         }
     }
 

@@ -7,6 +7,7 @@ mod cmd;
 mod dealer;
 mod driver;
 mod input;
+mod memory;
 mod output;
 mod parties;
 mod report;

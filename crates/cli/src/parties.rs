@@ -88,7 +88,9 @@ impl Parties {
                 let name = path.as_os_str().as_encoded_bytes();
                 Some(secret::Identity(Digest::of_file(name).0))
             }
-            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => None,
+            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Vsock { .. } => {
+                None
+            }
         }
     }
 
@@ -113,7 +115,7 @@ impl Parties {
     pub(crate) fn connect(&self, to: &Address, within: Duration) -> Result<Link, OpenError> {
         match to {
             Address::Tls { .. } => Link::connect_tls(to, self.identity.as_ref(), within),
-            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => {
+            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Vsock { .. } => {
                 Link::connect(to, within)
             }
         }

@@ -4,6 +4,7 @@ use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
 use serde::Serialize;
 
+use crate::memory::Memory;
 use crate::tickets::Sources;
 
 /// What a run did and what it guarantees. Totals first, one object an inference under
@@ -23,6 +24,7 @@ pub(crate) struct Report {
     pub(crate) waiting_ms: f64,
     pub(crate) bytes: Bytes,
     pub(crate) round_trips: usize,
+    pub(crate) memory: Memory,
     pub(crate) layers: Vec<LayerField>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) worker: Option<String>,
@@ -165,6 +167,7 @@ impl Report {
             waiting_ms: 0.0,
             bytes: Bytes::default(),
             round_trips: 0,
+            memory: Memory::default(),
             layers: layers(plan.rows(), preset),
             worker: None,
             tickets: None,

@@ -1,4 +1,4 @@
-//! Where a peer listens: `unix:PATH`, `shm:PATH`, `tcp://HOST:PORT` or `tls://HOST:PORT#PIN`.
+//! Where a peer listens: `unix:PATH`, `shm:PATH`, `tcp://HOST:PORT`, `tls://HOST:PORT#PIN` or `vsock://CID:PORT`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +23,13 @@ pub enum Address {
         /// Port; 0 lets the system choose one to listen on.
         port: u16,
     },
+    /// A port of a virtual socket, between a virtual machine and its host. Unencrypted.
+    Vsock {
+        /// The machine: 2 is the host, 1 this one, [`ANY`] whichever this one is, to listen only.
+        cid: u32,
+        /// Port; 0 lets the system choose one to listen on.
+        port: u32,
+    },
     /// A TCP port that speaks TLS 1.3.
     Tls {
         /// Name or number; an IPv6 number without its brackets.
@@ -33,6 +40,9 @@ pub enum Address {
         pin: Option<Pin>,
     },
 }
+
+/// The `any` of `vsock://any:PORT`.
+pub const ANY: u32 = u32::MAX;
 
 /// Who a peer is: the SHA-256 of its public key (SubjectPublicKeyInfo). Its text is 64
 /// hexadecimal digits.
@@ -85,7 +95,7 @@ impl Address {
     pub fn pin(&self) -> Option<Pin> {
         match self {
             Self::Tls { pin, .. } => *pin,
-            Self::Unix(_) | Self::Shared(_) | Self::Tcp { .. } => None,
+            Self::Unix(_) | Self::Shared(_) | Self::Tcp { .. } | Self::Vsock { .. } => None,
         }
     }
 }
@@ -94,8 +104,10 @@ impl Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// It starts with none of `unix:`, `shm:`, `tcp://` and `tls://`.
-    #[error("{text:?} is none of unix:PATH, shm:PATH, tcp://HOST:PORT and tls://HOST:PORT#PIN")]
+    /// It starts with none of `unix:`, `shm:`, `tcp://`, `tls://` and `vsock://`.
+    #[error(
+        "{text:?} is none of unix:PATH, shm:PATH, tcp://HOST:PORT, tls://HOST:PORT#PIN and vsock://CID:PORT"
+    )]
     Scheme {
         /// The text.
         text: String,
@@ -115,6 +127,12 @@ pub enum AddressError {
     /// A host without a port from 0 to 65535.
     #[error("{text:?} does not end in a port, :0 to :65535")]
     Port {
+        /// The text.
+        text: String,
+    },
+    /// `vsock://` without two numbers.
+    #[error("{text:?} is not vsock://CID:PORT: a number or `any`, and a port, 0 to 4294967294")]
+    Vsock {
         /// The text.
         text: String,
     },
@@ -142,6 +160,9 @@ impl FromStr for Address {
         }
         if let Some(file) = text.strip_prefix("shm:") {
             return Ok(Self::Shared(path(file)?));
+        }
+        if let Some(rest) = text.strip_prefix("vsock://") {
+            return vsock(rest).ok_or_else(|| AddressError::Vsock { text: owned() });
         }
         let (rest, pin) = if let Some(rest) = text.strip_prefix("tcp://") {
             (rest, None)
@@ -176,12 +197,30 @@ impl FromStr for Address {
     }
 }
 
+/// `CID:PORT`, where the machine may be `any`.
+fn vsock(text: &str) -> Option<Address> {
+    let (cid, port) = text.split_once(':')?;
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| digits);
+        number.filter(|number| *number != ANY)
+    };
+    let cid = match cid {
+        "any" => ANY,
+        cid => number(cid)?,
+    };
+    let port = number(port)?;
+    Some(Address::Vsock { cid, port })
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Shared(path) => write!(f, "shm:{}", path.display()),
             Self::Tcp { host, port } => write!(f, "tcp://{}:{port}", Host(host)),
+            Self::Vsock { cid: ANY, port } => write!(f, "vsock://any:{port}"),
+            Self::Vsock { cid, port } => write!(f, "vsock://{cid}:{port}"),
             Self::Tls { host, port, pin } => {
                 write!(f, "tls://{}:{port}", Host(host))?;
                 pin.iter().try_for_each(|pin| write!(f, "#{pin}"))
@@ -216,6 +255,9 @@ mod tests {
             "tcp://localhost:0",
             "tcp://10.0.0.7:65535",
             "tcp://[::1]:80",
+            "vsock://2:7777",
+            "vsock://any:0",
+            "vsock://4294967294:4294967294",
             "tls://localhost:0",
             "tls://[::1]:80",
             concat!(
@@ -251,7 +293,7 @@ mod tests {
     #[test]
     fn what_is_no_address_says_why() {
         type Why = fn(String) -> AddressError;
-        let cases: [(&str, Why); 15] = [
+        let cases: [(&str, Why); 24] = [
             ("", |text| AddressError::Scheme { text }),
             ("/run/x", |text| AddressError::Scheme { text }),
             ("http://h:1", |text| AddressError::Scheme { text }),
@@ -267,6 +309,15 @@ mod tests {
             ("tcp://::1:80", |text| AddressError::Host { text }),
             ("tcp://[host]:80", |text| AddressError::Host { text }),
             ("tcp://a b:80", |text| AddressError::Host { text }),
+            ("vsock:2:1", |text| AddressError::Scheme { text }),
+            ("vsock://", |text| AddressError::Vsock { text }),
+            ("vsock://2", |text| AddressError::Vsock { text }),
+            ("vsock://2:", |text| AddressError::Vsock { text }),
+            ("vsock://host:1", |text| AddressError::Vsock { text }),
+            ("vsock://-1:1", |text| AddressError::Vsock { text }),
+            ("vsock://2:+1", |text| AddressError::Vsock { text }),
+            ("vsock://4294967295:1", |text| AddressError::Vsock { text }),
+            ("vsock://2:4294967295", |text| AddressError::Vsock { text }),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<Address>(), Err(error(text.to_owned())));

@@ -1,35 +1,26 @@
-//! Connected streams and the places where they are accepted.
+//! Connected streams.
 
-use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, Mode, Timespec, fchmod, flock};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use socket2::{Domain, SockAddr, Type};
 
 use crate::address::{Address, Pin};
 use crate::shared::{self, Shared};
 #[cfg(feature = "tls")]
 use crate::tls::{self, HandshakeError, Identity};
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
-
 /// How long a full queue of a Unix socket is left alone before the next attempt.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// How long a peer that wishes for shared memory has to say so whole.
 const GREETED: Duration = Duration::from_secs(5);
-
-/// How long a socket file that exists already is given to answer.
-const STALE: Duration = Duration::from_millis(500);
 
 /// Why an address cannot be listened on or connected to.
 #[derive(Debug, thiserror::Error)]
@@ -133,10 +124,12 @@ pub struct Link {
     shared: Option<Shared>,
 }
 
+/// What carries a link's bytes.
 #[derive(Debug)]
-enum Socket {
+pub(crate) enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Vsock(socket2::Socket),
     #[cfg(feature = "tls")]
     Tls(Box<tls::Stream>),
 }
@@ -155,6 +148,9 @@ impl Link {
             Address::Tcp { host, port } => {
                 Socket::Tcp(connect_tcp(address, host, *port, timeout, end)?)
             }
+            Address::Vsock { cid, port } => connect_vsock(*cid, *port, timeout)
+                .map(Socket::Vsock)
+                .map_err(|source| not_open(address, timeout, source))?,
             Address::Tls { .. } => return Self::connect_tls(address, None, timeout),
         };
         let shared = match (&socket, address) {
@@ -281,6 +277,15 @@ impl Link {
         })
     }
 
+    /// A link that a listener accepted.
+    pub(crate) fn accepted(socket: Socket, peer: String) -> Self {
+        Self {
+            socket,
+            peer,
+            shared: None,
+        }
+    }
+
     /// The other end, for people.
     pub fn peer(&self) -> &str {
         &self.peer
@@ -294,6 +299,7 @@ impl Link {
         match &self.socket {
             Socket::Unix(stream) => stream.set_write_timeout(timeout),
             Socket::Tcp(stream) => stream.set_write_timeout(timeout),
+            Socket::Vsock(socket) => socket.set_write_timeout(timeout),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => stream.set_write_timeout(timeout),
         }
@@ -307,6 +313,7 @@ impl Link {
         match &self.socket {
             Socket::Unix(stream) => stream.shutdown(how),
             Socket::Tcp(stream) => stream.shutdown(how),
+            Socket::Vsock(socket) => socket.shutdown(how),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => stream.shutdown(how),
         }
@@ -318,6 +325,7 @@ impl Read for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).read(to),
             Socket::Tcp(stream) => (&*stream).read(to),
+            Socket::Vsock(socket) => (&*socket).read(to),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => stream.read(to),
         }
@@ -329,6 +337,7 @@ impl Write for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).write(from),
             Socket::Tcp(stream) => (&*stream).write(from),
+            Socket::Vsock(socket) => (&*socket).write(from),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => stream.write_vectored(&[IoSlice::new(from)]),
         }
@@ -338,6 +347,7 @@ impl Write for &Link {
         match &self.socket {
             Socket::Unix(stream) => (&*stream).write_vectored(from),
             Socket::Tcp(stream) => (&*stream).write_vectored(from),
+            Socket::Vsock(socket) => (&*socket).write_vectored(from),
             #[cfg(feature = "tls")]
             Socket::Tls(stream) => stream.write_vectored(from),
         }
@@ -346,246 +356,6 @@ impl Write for &Link {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// A place where connections are accepted. A Unix socket's file is readable and writable by its
-/// owner only, and goes with the listener.
-#[derive(Debug)]
-pub struct Listener {
-    socket: Bound,
-    address: Address,
-    /// Dropped last: removes the file.
-    _file: Option<SocketFile>,
-}
-
-#[derive(Debug)]
-enum Bound {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-    #[cfg(feature = "tls")]
-    Tls(TcpListener, tls::Acceptor),
-}
-
-impl Listener {
-    /// Starts to listen. A socket file on which nobody answers is replaced.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn bind(address: &Address) -> Result<Self, OpenError> {
-        match address {
-            Address::Unix(path) | Address::Shared(path) => Self::bind_unix(address, path),
-            Address::Tcp { host, port } => {
-                let (socket, port) = bind_tcp(address, host, *port)?;
-                let host = host.clone();
-                Ok(Self {
-                    socket: Bound::Tcp(socket),
-                    address: Address::Tcp { host, port },
-                    _file: None,
-                })
-            }
-            Address::Tls { .. } if cfg!(feature = "tls") => Err(OpenError::NoIdentity {
-                address: address.clone(),
-            }),
-            Address::Tls { .. } => Err(OpenError::NoTls {
-                address: address.clone(),
-            }),
-        }
-    }
-
-    /// Starts to listen over TLS as `identity`, whose pin becomes part of the address. With keys
-    /// in `allow`, only whoever has one of them is served.
-    ///
-    /// # Errors
-    /// [`OpenError`]; of another kind of address, and of one with another pin,
-    /// [`OpenError::NoIdentity`].
-    #[cfg(feature = "tls")]
-    pub fn bind_tls(
-        address: &Address,
-        identity: &Identity,
-        allow: &[Pin],
-    ) -> Result<Self, OpenError> {
-        let own = identity.pin();
-        let address = address.clone();
-        let (host, port) = match &address {
-            Address::Tls { host, port, pin } if pin.is_none_or(|pin| pin == own) => (host, *port),
-            Address::Tls { .. } | Address::Tcp { .. } | Address::Unix(_) | Address::Shared(_) => {
-                return Err(OpenError::NoIdentity { address });
-            }
-        };
-        let (socket, port) = bind_tcp(&address, host, port)?;
-        let acceptor = tls::Acceptor::new(identity, allow).map_err(|error| OpenError::Io {
-            address: address.clone(),
-            source: io::Error::other(error),
-        })?;
-        Ok(Self {
-            socket: Bound::Tls(socket, acceptor),
-            address: Address::Tls {
-                host: host.clone(),
-                port,
-                pin: Some(own),
-            },
-            _file: None,
-        })
-    }
-
-    fn bind_unix(address: &Address, path: &Path) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Io {
-            address: address.clone(),
-            source,
-        };
-        let _one_at_a_time = lock_directory(path);
-        let bound = match bind_new(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let file = fs::symlink_metadata(path).map_err(failed)?;
-                if !file.file_type().is_socket() {
-                    return Err(OpenError::NotASocket {
-                        address: address.clone(),
-                    });
-                }
-                match connect_unix(path, Instant::now() + STALE) {
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                    Ok(_) | Err(_) => {
-                        return Err(OpenError::Taken {
-                            address: address.clone(),
-                        });
-                    }
-                }
-                fs::remove_file(path).map_err(failed)?;
-                bind_new(path)
-            }
-            other => other,
-        };
-        let (socket, file) = bound.map_err(failed)?;
-        Ok(Self {
-            socket: Bound::Unix(socket),
-            address: address.clone(),
-            _file: Some(file),
-        })
-    }
-
-    /// Where it listens; the port is the one that the system chose.
-    pub fn address(&self) -> &Address {
-        &self.address
-    }
-
-    /// The next connection, or `None` when none came within `wait`. Over TLS its handshake is
-    /// still to come: whoever reads or writes first waits for it, at most 10 s.
-    ///
-    /// # Errors
-    /// The system's error; the listener may be used further.
-    pub fn accept(&self, wait: Duration) -> io::Result<Option<Link>> {
-        let mut ready = [PollFd::new(&self.socket, PollFlags::IN)];
-        let wait = Timespec::try_from(wait).unwrap_or(Timespec {
-            tv_sec: 3600,
-            tv_nsec: 0,
-        });
-        match poll(&mut ready, Some(&wait)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(None),
-            Ok(_) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let accepted = match &self.socket {
-            Bound::Unix(socket) => socket.accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(false)?;
-                Ok(Link {
-                    socket: Socket::Unix(stream),
-                    peer: self.address.to_string(),
-                    shared: None,
-                })
-            }),
-            Bound::Tcp(socket) => socket.accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(false)?;
-                Link::from_tcp(stream)
-            }),
-            #[cfg(feature = "tls")]
-            Bound::Tls(socket, acceptor) => socket.accept().and_then(|(stream, peer)| {
-                stream.set_nonblocking(false)?;
-                stream.set_nodelay(true)?;
-                Ok(Link {
-                    socket: Socket::Tls(Box::new(acceptor.accept(stream)?)),
-                    peer: format!("tls://{peer}"),
-                    shared: None,
-                })
-            }),
-        };
-        match accepted {
-            Ok(link) => Ok(Some(link)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl AsFd for Bound {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(socket) => socket.as_fd(),
-            Self::Tcp(socket) => socket.as_fd(),
-            #[cfg(feature = "tls")]
-            Self::Tls(socket, _) => socket.as_fd(),
-        }
-    }
-}
-
-/// A socket's file, known by device and inode, so that only our own is ever removed.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let now = fs::symlink_metadata(&self.path);
-        if now.is_ok_and(|file| (file.dev(), file.ino()) == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Keeps others of our kind from judging a socket between its binding and its listening. Where
-/// the directory cannot be opened, they may.
-fn lock_directory(path: &Path) -> Option<fs::File> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let directory = fs::File::open(parent.unwrap_or_else(|| ".".as_ref())).ok()?;
-    flock(&directory, FlockOperation::LockExclusive).ok()?;
-    Some(directory)
-}
-
-fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<(TcpListener, u16), OpenError> {
-    let socket = TcpListener::bind((host, port)).and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        let port = socket.local_addr()?.port();
-        Ok((socket, port))
-    });
-    socket.map_err(|source| {
-        let address = address.clone();
-        match source.kind() {
-            io::ErrorKind::AddrInUse => OpenError::Taken { address },
-            _ => OpenError::Io { address, source },
-        }
-    })
-}
-
-fn bind_new(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let at = SocketAddrUnix::new(path)?;
-    let socket = unix_socket()?;
-    // On Linux the file takes its mode from the socket, so that it is at no time open to others;
-    // elsewhere this may fail and the mode is set below.
-    let _ = fchmod(&socket, Mode::RUSR | Mode::WUSR);
-    rustix::net::bind(&socket, &at)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    let file = fs::symlink_metadata(path)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: (file.dev(), file.ino()),
-    };
-    rustix::net::listen(&socket, BACKLOG)?;
-    let socket = UnixListener::from(socket);
-    socket.set_nonblocking(true)?;
-    Ok((socket, file))
 }
 
 /// Connects to the first of a host's network addresses that answers; small frames are sent at
@@ -621,6 +391,18 @@ fn connect_tcp(
     stream.map_err(|source| not_open(address, timeout, source))
 }
 
+/// Connects to a virtual machine, to the host, or to this machine by the address that is its own.
+fn connect_vsock(cid: u32, port: u32, timeout: Duration) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::VSOCK, Type::STREAM, None)?;
+    let connected = socket.connect_timeout(&SockAddr::vsock(cid, port), timeout);
+    connected.map_err(|error| match error.kind() {
+        // So a virtual socket says that nobody listens.
+        io::ErrorKind::ConnectionReset => io::ErrorKind::ConnectionRefused.into(),
+        _ => error,
+    })?;
+    Ok(socket)
+}
+
 /// Why nobody answers.
 fn not_open(address: &Address, timeout: Duration, source: io::Error) -> OpenError {
     let address = address.clone();
@@ -635,7 +417,7 @@ fn not_open(address: &Address, timeout: Duration, source: io::Error) -> OpenErro
 }
 
 /// Connects, and waits until `end` while the listener's queue is full.
-fn connect_unix(path: &Path, end: Instant) -> io::Result<UnixStream> {
+pub(crate) fn connect_unix(path: &Path, end: Instant) -> io::Result<UnixStream> {
     let at = SocketAddrUnix::new(path)?;
     let stream = UnixStream::from(unix_socket()?);
     stream.set_nonblocking(true)?;
@@ -652,7 +434,7 @@ fn connect_unix(path: &Path, end: Instant) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-fn unix_socket() -> io::Result<OwnedFd> {
+pub(crate) fn unix_socket() -> io::Result<OwnedFd> {
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     Ok(socket)

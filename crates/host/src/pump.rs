@@ -257,7 +257,8 @@ impl Pump {
     }
 
     /// Moves frames both ways until there are none, or a turn is over. For each frame that comes
-    /// one may go, so that a machine need not hold more answers than it is asked for.
+    /// one may go, so that a machine need not hold more answers than it is asked for; one that gathers
+    /// gets those that have come.
     fn exchange(&mut self, machine: &mut dyn Machine) -> Result<bool, LinkError> {
         if machine.finished() {
             return Ok(false);
@@ -268,6 +269,7 @@ impl Pump {
         let mut moved = false;
         for _ in 0..TURN {
             let received = self.receive(machine);
+            while machine.gathers() && self.receive(machine) {}
             let sent = match machine.transmit(self.clock.now()) {
                 Some(frame) => {
                     // The answer may come before the write returns.

@@ -8,7 +8,8 @@ use larvatus_proto::machine::{Machine, Now};
 
 use crate::clock::Clock;
 use crate::framing::LinkError;
-use crate::link::{Link, Listener};
+use crate::link::Link;
+use crate::listener::Listener;
 use crate::pump::{Options, Progress, Pump};
 
 /// How often the stop flag is looked at.

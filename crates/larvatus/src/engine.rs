@@ -18,6 +18,12 @@ impl Engine {
         Self(layers.iter().map(prepare).collect())
     }
 
+    /// Memory of the packed weights.
+    pub(crate) fn bytes(&self) -> u64 {
+        let layers = self.0.iter();
+        layers.map(|(linear, _)| linear.bytes() as u64).sum()
+    }
+
     /// L(x) mod p, image by image. `x` must have the layer's inputs.
     pub(crate) fn apply(&self, layer: LayerId, x: &[u32]) -> Vec<u32> {
         let (linear, images) = &self.0[layer.index()];

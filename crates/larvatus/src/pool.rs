@@ -5,27 +5,34 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where buffers wait, by length; clones share them. Its memory is freed with the last clone.
 #[derive(Clone, Default)]
-pub(crate) struct Pool(Arc<Mutex<Vec<Vec<f32>>>>);
+pub(crate) struct Pool(Arc<Mutex<Shelf>>);
+
+#[derive(Default)]
+struct Shelf {
+    kept: Vec<Vec<f32>>,
+    /// Elements of all buffers, those that are out too.
+    elements: usize,
+}
 
 impl Pool {
     /// A buffer of `len` elements of arbitrary content.
     pub(crate) fn take(&self, len: usize) -> Floats {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.partition_point(|buffer| buffer.len() < len);
+        let mut shelf = self.shelf();
+        let at = shelf.kept.partition_point(|buffer| buffer.len() < len);
         // One that is much too large is left to whoever needs it.
-        let fits = kept
-            .get(at)
-            .is_some_and(|buffer| buffer.len() / 2 <= len.max(1024));
+        let kept = shelf.kept.get(at);
+        let fits = kept.is_some_and(|buffer| buffer.len() / 2 <= len.max(1024));
         let data = if fits {
-            kept.remove(at)
+            shelf.kept.remove(at)
         } else {
+            shelf.elements += len;
             vec![0.0; len]
         };
-        drop(kept);
+        drop(shelf);
         Floats {
             data,
             len,
@@ -34,9 +41,20 @@ impl Pool {
     }
 
     fn put(&self, data: Vec<f32>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.partition_point(|buffer| buffer.len() < data.len());
-        kept.insert(at, data);
+        let mut shelf = self.shelf();
+        let at = shelf
+            .kept
+            .partition_point(|buffer| buffer.len() < data.len());
+        shelf.kept.insert(at, data);
+    }
+
+    /// Bytes of all its buffers, those that are out too. They are kept, so this never falls.
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * self.shelf().elements as u64
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,6 +108,7 @@ mod tests {
         assert_eq!((second.as_ptr(), second.len()), (at, 4000));
         let third = pool.take(4000);
         assert_ne!(third.as_ptr(), at);
+        assert_eq!(pool.bytes(), 4 * 9000);
         drop((second, third));
         assert_eq!(pool.take(10).len(), 10);
     }

@@ -386,6 +386,8 @@ pub(crate) struct LayerChecks {
     pub(crate) v: Vec<RankOne>,
     /// a = Lᵀ v over the upload.
     pub(crate) a: Vec<Folded>,
+    /// Of all of them.
+    words: usize,
 }
 
 impl Checks {
@@ -437,6 +439,11 @@ impl Checks {
     pub(crate) fn forget_folded(&mut self) {
         self.0.values_mut().for_each(|layer| layer.a.clear());
     }
+
+    /// Memory of all vectors.
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * self.0.values().map(|layer| layer.words).sum::<usize>() as u64
+    }
 }
 
 impl LayerChecks {
@@ -445,6 +452,7 @@ impl LayerChecks {
         let mut checks = Self {
             v: Vec::new(),
             a: Vec::new(),
+            words: 0,
         };
         for repetition in (0..repetitions).filter_map(|r| u16::try_from(r).ok()) {
             let draw = |purpose, count| {
@@ -456,9 +464,16 @@ impl LayerChecks {
             let (outer, inner) = (draw(Purpose::Channel, rows), draw(Purpose::Space, cols));
             let folded = adjoint(&layer.spec.shape, &layer.weights, &outer, &inner)
                 .expect("the plan checked these weights and this shape");
+            checks.words += rows + cols;
             checks.a.push(match folded {
-                Adjoint::Dense(a) => Folded::Dense(a),
-                Adjoint::RankOne { outer, inner } => Folded::RankOne { outer, inner },
+                Adjoint::Dense(a) => {
+                    checks.words += a.len();
+                    Folded::Dense(a)
+                }
+                Adjoint::RankOne { outer, inner } => {
+                    checks.words += outer.len() + inner.len();
+                    Folded::RankOne { outer, inner }
+                }
             });
             checks.v.push(RankOne { outer, inner });
         }

@@ -2,7 +2,7 @@
 //!
 //! Call order: [`Session::new`], then any mix of [`provision`](Session::provision) (off the latency
 //! path), [`begin`](Session::begin) and [`poll`](Session::poll), while a pump drives the
-//! [`Machine`] side. At most [`Settings::window`] inferences are in flight; further ones wait as
+//! [`Machine`](larvatus_proto::machine::Machine) side. At most [`Settings::window`] inferences are in flight; further ones wait as
 //! their inputs. Memory is bounded by the window times an inference's live tensors, its tickets and,
 //! where retries are on, its last request.
 //!
@@ -25,7 +25,7 @@ use larvatus_proto::words::Words;
 use crate::error::{InferError, InputError, SupplyError};
 use crate::plan::Plan;
 use crate::policy::{CheckDraw, Hiding, Secrecy};
-use crate::secret::{Checking, Entropy, Identity, Origin, Provisioner, TicketSet};
+use crate::secret::{Checking, Checks, Entropy, Identity, Origin, Provisioner, TicketSet};
 use crate::shares::{Apart, Shares};
 use crate::tensor::Tensor;
 use conversation::Heard;
@@ -85,6 +85,19 @@ pub struct Output {
     pub waiting: Duration,
 }
 
+/// Bytes that a session holds, at the most so far; what it can count of them. Shares of hidden weights, and what
+/// checks them, are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Check vectors that serve all inferences; those that are drawn for one are not counted.
+    pub checks: u64,
+    /// u of the tickets at hand, those of inferences in flight counted whole.
+    pub tickets: u64,
+    /// Buffers of activations.
+    pub activations: u64,
+}
+
 /// The trusted end of a connection to one worker, or to two that hold shares of the weights.
 pub struct Session {
     plan: Arc<Plan>,
@@ -93,6 +106,8 @@ pub struct Session {
     provisioner: Option<Provisioner>,
     checking: Checking,
     tickets: VecDeque<TicketSet>,
+    /// Ticket sets at hand and in flight, the most so far.
+    most_tickets: usize,
     /// One a worker.
     lines: Vec<Line>,
     /// What the workers of a plan that hides its weights are sent and checked with.
@@ -129,6 +144,7 @@ impl Session {
             provisioner,
             checking,
             tickets: VecDeque::new(),
+            most_tickets: 0,
             lines,
             shares,
             waiting: VecDeque::new(),
@@ -166,6 +182,21 @@ impl Session {
                 self.tickets.push_back(provisioner.provision(&self.plan));
             }
         }
+        self.count_tickets();
+    }
+
+    fn count_tickets(&mut self) {
+        let now = self.tickets.len() + self.flights.len();
+        self.most_tickets = self.most_tickets.max(now);
+    }
+
+    /// What it holds, at the most so far. A session that is over has given its check vectors up.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            checks: self.checking.shared().map_or(0, Checks::bytes),
+            tickets: self.plan.ticket_bytes() * self.most_tickets as u64,
+            activations: self.desk.pool.bytes(),
+        }
     }
 
     /// Takes a ticket set that was made elsewhere; the next inference that has none yet uses it. A
@@ -190,6 +221,7 @@ impl Session {
         }
         if self.provisioner.is_some() {
             self.tickets.push_back(set);
+            self.count_tickets();
         }
         Ok(())
     }

@@ -34,6 +34,10 @@ pub trait Machine {
     fn lend(&mut self, _memory: Arc<dyn Memory>) {}
     /// Takes a frame of the peer.
     fn receive(&mut self, frame: Frame, now: Now);
+    /// Whether it gains from frames that have come already, before it is asked for the next to send.
+    fn gathers(&self) -> bool {
+        false
+    }
     /// The next frame to send, if any.
     fn transmit(&mut self, now: Now) -> Option<Frame>;
     /// When [`tick`](Self::tick) is wanted although no frame came.

@@ -41,6 +41,12 @@ pub trait Loaded: Send + Sync {
         answers.collect()
     }
 
+    /// The most calls of a round that it is worth computing together; others that wait go one after the other.
+    fn together(&self, round: u32) -> usize {
+        let _ = round;
+        usize::MAX
+    }
+
     /// Bytes of memory that it holds.
     fn bytes(&self) -> u64;
 }
@@ -87,6 +93,9 @@ pub enum BackendError {
         /// Words wanted.
         words: usize,
     },
+    /// The engine panicked, or did not answer every call.
+    #[error("the engine broke down at this call")]
+    Panicked,
     /// The system gives no threads.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {

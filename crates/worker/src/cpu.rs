@@ -137,6 +137,8 @@ fn images<'a>(step: &Step, parts: &[&'a [u32]]) -> Vec<&'a [u32]> {
 }
 
 struct Steps {
+    /// Calls that are worth computing together.
+    together: usize,
     request: usize,
     answer: usize,
     calls: Vec<Step>,
@@ -183,7 +185,21 @@ fn rounds(program: &Program) -> Vec<Steps> {
                 })
                 .collect();
             let (request, answer) = (program.request_words(round), program.answer_words(round));
+            let layers = round.calls.iter();
+            let layers = layers.filter_map(|call| program.layer(call.layer));
+            let weights: usize = layers
+                .map(|layer| layer.shape.weights().saturating_mul(layer.planes.into()))
+                .fold(0, usize::saturating_add);
+            let weights = weights.saturating_mul(match program.held() {
+                Held::Planes => 1,
+                Held::Words | Held::Seed => 4,
+            });
             Steps {
+                together: match program.form() {
+                    Form::Words => together(weights, 4 * (request + answer)),
+                    // These layers take one input after the other.
+                    Form::Halves => 1,
+                },
                 request,
                 answer,
                 calls,
@@ -191,6 +207,16 @@ fn rounds(program: &Program) -> Vec<Steps> {
         })
         .collect()
 }
+
+/// Calls of a round with so many bytes of weights and of words that are worth computing together. Reading the weights
+/// once saves their time for each further call; once the words of all take more than the weights do, they leave the
+/// cache between one step and the next, which costs more than that.
+fn together(weights: usize, words: usize) -> usize {
+    (weights.max(SMALL) / words.max(1)).max(1)
+}
+
+/// Bytes of words that stay in the cache of any core in question.
+const SMALL: usize = 1 << 19;
 
 fn ranges(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
     let place = |at: &mut usize, length: usize| {
@@ -244,6 +270,13 @@ impl Loaded for Prepared {
             }
         });
         Ok(answers)
+    }
+
+    fn together(&self, round: u32) -> usize {
+        let steps = usize::try_from(round)
+            .ok()
+            .and_then(|round| self.rounds.get(round));
+        steps.map_or(1, |steps| steps.together)
     }
 
     fn bytes(&self) -> u64 {
@@ -394,6 +427,18 @@ mod tests {
             };
             assert_eq!(short.call(0, &words), Err(wrong));
         }
+    }
+
+    #[test]
+    fn calls_go_together_where_weights_outweigh_words() {
+        // VGG16's first product, its first convolution, a small one.
+        assert_eq!(together(25088 * 4096, 4 * (25088 + 4096)), 880);
+        assert_eq!(together(1728, 4 * (3 + 64) * 224 * 224), 1);
+        assert_eq!(together(100, 1 << 16), 8);
+        assert_eq!(together(0, 0), 1 << 19);
+        let model = loaded(1);
+        assert_eq!([model.together(0), model.together(2)], [(1 << 19) / 44, 1]);
+        assert_eq!(loaded_as(Form::Halves, 1).together(0), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! * [`backend`]: what an engine must do; [`cpu`] is the one for processors,
 //! * [`limits`]: what a peer may make a worker hold or compute,
-//! * [`store`]: the models, shared by all connections,
+//! * [`store`]: the models, shared by all connections, whose calls of the same round are computed together,
 //! * [`service`]: one connection, a state machine without sockets or clocks.
 //!
 //! Nobody trusts what this crate computes: the other side checks every answer. What it promises
@@ -15,11 +15,13 @@
 pub mod backend;
 pub mod cpu;
 pub mod limits;
+mod queue;
 pub mod service;
 pub mod store;
 
 pub use backend::{Backend, BackendError, Loaded};
 pub use cpu::Cpu;
 pub use limits::Limits;
+pub use queue::Batches;
 pub use service::Service;
 pub use store::Store;

@@ -14,7 +14,8 @@ use larvatus_proto::program::{Held, LayerSpec, Program, Round};
 )]
 pub struct Limits {
     /// Connections at a time; whoever accepts them enforces it. 8: each may hold about five
-    /// times [`round_words`](Self::round_words) in requests and answers.
+    /// times [`round_words`](Self::round_words) in requests and answers, and
+    /// [`batch_words`](Self::batch_words) twice.
     pub connections: usize,
     /// Models held, unfinished uploads included. 8.
     pub models: usize,
@@ -27,6 +28,12 @@ pub struct Limits {
     pub round_words: usize,
     /// Multiplications of a round. 2⁴⁰: seventy images of all of VGG16.
     pub round_macs: u64,
+    /// Words of several calls that are computed together, requests and answers. 2²⁵ (128 MiB): five of VGG16's
+    /// largest layer.
+    pub batch_words: usize,
+    /// Multiplications of several calls that are computed together: a call that comes meanwhile waits for them.
+    /// 2³⁶: about a third of a second on one core with AVX-512, 37 of VGG16's largest layer.
+    pub batch_macs: u64,
     /// Calls of one connection that wait to be computed: what the protocol allows.
     pub calls: usize,
     /// Silence after which a connection is ended. Five minutes.
@@ -42,6 +49,8 @@ impl Default for Limits {
             store_bytes: 4 << 30,
             round_words: 1 << 25,
             round_macs: 1 << 40,
+            batch_words: 1 << 25,
+            batch_macs: 1 << 36,
             calls: larvatus_proto::frame::MAX_CALLS,
             idle: Duration::from_secs(300),
         }
@@ -141,6 +150,17 @@ impl Limits {
             }
         }
         Ok(())
+    }
+
+    /// The most calls of a round that are computed together: as many as the limits of a batch leave room for, and
+    /// one in any case.
+    pub(crate) fn batch(&self, program: &Program, round: &Round) -> usize {
+        let words = program.request_words(round) + program.answer_words(round);
+        let by_words = self.batch_words / words.max(1);
+        let by_macs = self.batch_macs / macs(program, round).max(1);
+        by_words
+            .min(usize::try_from(by_macs).unwrap_or(usize::MAX))
+            .max(1)
     }
 }
 

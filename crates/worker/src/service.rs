@@ -17,8 +17,9 @@
 //! layers make of them. One service is the one or the other: who deals for an inference knows its
 //! pads and must not see its uploads.
 //!
-//! A call is computed when its answer is transmitted, so a peer that does not read makes the
-//! worker hold no answers, and of its calls no more than [`Limits::calls`](crate::Limits::calls).
+//! A call is computed when its answer is transmitted, and with it those of the same round behind it, as many as a
+//! batch may have (`queue`). So a peer that does not read makes the worker hold the answers of one batch, and
+//! of its calls no more than [`Limits::calls`](crate::Limits::calls).
 
 mod deal;
 mod states;
@@ -37,6 +38,7 @@ use larvatus_proto::words::{Heap, Memory, Words};
 
 use crate::backend::BackendError;
 use crate::limits::TooMuch;
+use crate::queue::{Answer, Input};
 use crate::store::{Model, Store, StoreError};
 use deal::Pads;
 use states::{AwaitHello, Over, State};
@@ -175,6 +177,38 @@ enum Pending {
         round: u32,
         pads: Box<Pads>,
     },
+    /// A call that was computed together with one before it.
+    Answer {
+        call: u64,
+        answer: Answer,
+    },
+}
+
+impl Pending {
+    /// Takes the words of a call of this round, and leaves it without: the caller puts the answer in its place.
+    fn take(&mut self, round_of: (&Arc<Model>, u32)) -> Option<(u64, Result<Input, BackendError>)> {
+        match self {
+            Self::Call {
+                model,
+                call,
+                round,
+                words,
+            } if Arc::ptr_eq(model, round_of.0) && *round == round_of.1 => {
+                let words = std::mem::replace(words, Vec::new().into());
+                Some((*call, Ok(Box::new(words.into_vec()))))
+            }
+            Self::Deal {
+                model,
+                call,
+                round,
+                pads,
+            } if Arc::ptr_eq(model, round_of.0) && *round == round_of.1 => {
+                let pads = pads.draw();
+                Some((*call, pads.map(|pads| Box::new(pads) as Input)))
+            }
+            Self::Call { .. } | Self::Deal { .. } | Self::Reply(_) | Self::Answer { .. } => None,
+        }
+    }
 }
 
 /// What a service computes.
@@ -212,8 +246,50 @@ impl Context {
     fn calls(&self) -> usize {
         self.outbox
             .iter()
-            .filter(|pending| matches!(pending, Pending::Call { .. } | Pending::Deal { .. }))
+            .filter(|pending| !matches!(pending, Pending::Reply(_)))
             .count()
+    }
+
+    /// Words of the uploads that wait.
+    fn waiting_words(&self) -> usize {
+        let words = self.outbox.iter().map(|pending| match pending {
+            Pending::Call { words, .. } => words.len(),
+            Pending::Deal { .. } | Pending::Reply(_) | Pending::Answer { .. } => 0,
+        });
+        words.sum()
+    }
+
+    /// Computes the call that is to be answered next, and with it those of the same round that wait.
+    fn compute(&mut self) {
+        let (model, round) = match self.outbox.front() {
+            Some(Pending::Call { model, round, .. } | Pending::Deal { model, round, .. }) => {
+                (Arc::clone(model), *round)
+            }
+            Some(Pending::Reply(_) | Pending::Answer { .. }) | None => return,
+        };
+        let (mut places, mut inputs) = (Vec::new(), Vec::new());
+        let waiting = self.outbox.iter_mut().enumerate();
+        let taken =
+            waiting.filter_map(|(place, pending)| Some((place, pending.take((&model, round))?)));
+        for (place, (call, input)) in taken.take(model.most(round)).collect::<Vec<_>>() {
+            match input {
+                Ok(input) => {
+                    places.push((place, call));
+                    inputs.push(input);
+                }
+                Err(why) => self.answered(place, call, Err(why)),
+            }
+        }
+        let answers = model.compute(round, inputs);
+        for ((place, call), answer) in places.into_iter().zip(answers) {
+            self.answered(place, call, answer);
+        }
+    }
+
+    fn answered(&mut self, place: usize, call: u64, answer: Answer) {
+        if let Some(pending) = self.outbox.get_mut(place) {
+            *pending = Pending::Answer { call, answer };
+        }
     }
 }
 
@@ -330,34 +406,28 @@ impl Machine for Service {
         }
     }
 
+    fn gathers(&self) -> bool {
+        let limits = self.cx.store.limits();
+        let computes = matches!(
+            self.cx.outbox.front(),
+            Some(Pending::Call { .. } | Pending::Deal { .. })
+        );
+        computes
+            && self.cx.outbox.len() < limits.calls
+            && self.cx.waiting_words() < limits.batch_words
+    }
+
     fn transmit(&mut self, now: Now) -> Option<Frame> {
         if std::mem::take(&mut self.worked) {
             self.active = now;
         }
+        self.cx.compute();
         let (call, answer) = match self.cx.outbox.pop_front()? {
             Pending::Reply(reply) => return Some(reply.into_frame()),
-            Pending::Call {
-                model,
-                call,
-                round,
-                words,
-            } => {
-                let copy: Vec<u32>;
-                let words = match words.as_slice() {
-                    Some(words) => words,
-                    None => {
-                        copy = words.to_vec();
-                        &copy
-                    }
-                };
-                (call, model.loaded().call(round, words))
+            Pending::Answer { call, answer } => (call, answer),
+            Pending::Call { call, .. } | Pending::Deal { call, .. } => {
+                (call, Err(BackendError::Panicked))
             }
-            Pending::Deal {
-                model,
-                call,
-                round,
-                pads,
-            } => (call, pads.answer(&model, round)),
         };
         self.worked = true;
         let reply = match answer {

@@ -12,6 +12,7 @@ use larvatus_proto::wire::DecodeError;
 
 use crate::backend::{Backend, BackendError, Loaded};
 use crate::limits::{Limits, TooMuch};
+use crate::queue::{Answer, Batches, Input, Queue};
 
 /// A model ready for calls.
 pub struct Model {
@@ -20,6 +21,7 @@ pub struct Model {
     program_bytes: usize,
     total: u64,
     loaded: Box<dyn Loaded>,
+    queue: Queue,
 }
 
 impl Model {
@@ -43,9 +45,19 @@ impl Model {
         self.total
     }
 
-    /// The engine's part of it.
-    pub fn loaded(&self) -> &dyn Loaded {
-        &*self.loaded
+    /// Computes calls of one round; others that wait for the same round, of any connection, go with them.
+    pub(crate) fn compute(&self, round: u32, inputs: Vec<Input>) -> Vec<Answer> {
+        self.queue.compute(&*self.loaded, round, inputs)
+    }
+
+    /// The most calls of a round that are computed together.
+    pub(crate) fn most(&self, round: u32) -> usize {
+        self.queue.most(round)
+    }
+
+    /// How calls came together since it was loaded.
+    pub fn batches(&self) -> Batches {
+        self.queue.batches()
     }
 }
 
@@ -217,6 +229,7 @@ impl Store {
         let loaded = self.backend.load(&upload).map_err(StoreError::Backend)?;
         let (bytes, total) = (loaded.bytes(), upload.blob().len() as u64);
         let program = upload.program().clone();
+        let queue = Queue::new(&program, &*loaded, &self.limits);
         drop((upload, reservation));
         let model = Arc::new(Model {
             digest,
@@ -224,6 +237,7 @@ impl Store {
             program_bytes,
             total,
             loaded,
+            queue,
         });
 
         tracing::info!(%digest, upload = total, memory = bytes, "model ready");

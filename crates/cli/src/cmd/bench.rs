@@ -1,5 +1,6 @@
 //! `larvatus bench`: a model in every mode, side by side in one run.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -10,20 +11,22 @@ use larvatus::policy::{Policy, Preset};
 use larvatus::session::Settings;
 use larvatus::store::Store;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
-use larvatus_host::thread_cpu;
+use larvatus_host::{forget_peak_resident, thread_cpu};
+use larvatus_proto::frame::MAX_CALLS;
 use serde::Serialize;
 
 use super::{load, plan, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
-use crate::driver::{drive, millis};
+use crate::driver::{Manner, Outcome, drive, millis};
+use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Bytes;
 use crate::spawn::OwnWorker;
 use crate::store;
 use crate::table::{bytes, table};
 
-/// One mode, measured.
+/// One mode, measured one inference at a time.
 #[derive(Serialize)]
 struct Row {
     mode: &'static str,
@@ -33,15 +36,37 @@ struct Row {
     offline_cpu_ms: f64,
     bytes: Bytes,
     round_trips: usize,
+    memory: Memory,
     guarantee: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    throughput: Vec<Throughput>,
+}
+
+/// The same with several inferences in flight, their tickets made beforehand.
+#[derive(Serialize)]
+struct Throughput {
+    window: usize,
+    inferences: usize,
+    per_second: f64,
+    trusted_cpu_ms: f64,
+    /// CPU time of the worker that was started here, for one inference.
+    worker_cpu_ms: Option<f64>,
+    /// Of the wall time, how much the trusted side had nothing to do.
+    idle: f64,
 }
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     ensure!(args.runs > 0, "--runs must be at least 1");
     ensure!(args.threads > 0, "--threads must be at least 1");
+    for window in &args.window {
+        ensure!(
+            (1..=MAX_CALLS).contains(window),
+            "--window {window}: 1 to {MAX_CALLS} inferences can be in flight"
+        );
+    }
     let model = load(&args.model, &shapes(&args.shape)?)?;
     let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
-    let mut rows = vec![local(&model, &input, args.runs)?];
+    let mut rows = vec![local(&model, &input, args)?];
     let mut modes = vec![
         ("clear", Preset::Clear.policy()),
         ("+hide", Policy::default().danger().unverified()),
@@ -55,18 +80,29 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     }
     let named: Vec<String> = args.worker.iter().cloned().collect();
     let parties = Parties::of(&args.dealing, &named)?;
-    let own;
-    let worker = match &args.worker {
-        Some(worker) => worker.clone(),
+    let (own, worker) = match &args.worker {
+        Some(worker) => (None, worker.clone()),
         None => {
-            own = OwnWorker::start(Some(args.threads))?;
-            own.address()
+            let own = OwnWorker::start(Some(args.threads))?;
+            let address = own.address();
+            (Some(own), address)
         }
+    };
+    let bench = Bench {
+        args,
+        worker,
+        own,
+        input,
     };
     let here = parties.without_dealer();
     for (mode, policy) in modes {
         let plan = plan(&model, &policy)?;
-        rows.push(split(mode, &plan, &worker, &here, None, &input, args.runs)?);
+        let mut row = bench.split(mode, &plan, &here, None)?;
+        for window in &args.window {
+            row.throughput
+                .push(bench.throughput(&plan, &here, *window)?);
+        }
+        rows.push(row);
     }
     if let Some(folder) = &args.stored.store {
         let plan = plan(&model, &Preset::Slalom.policy())?;
@@ -78,23 +114,18 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             stored.tickets(),
             args.runs
         );
-        let mode = "+both, stored u";
-        let store = Some(stored);
-        rows.push(split(
-            mode, &plan, &worker, &here, store, &input, args.runs,
-        )?);
+        rows.push(bench.split("+both, stored u", &plan, &here, Some(stored))?);
     }
     if parties.dealer.is_some() {
         let plan = plan(&model, &Preset::Slalom.policy())?;
-        let mode = "+both, dealer";
-        rows.push(split(
-            mode, &plan, &worker, &parties, None, &input, args.runs,
-        )?);
+        rows.push(bench.split("+both, dealer", &plan, &parties, None)?);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
         print_rows(&rows);
+        print_throughput(&rows);
+        print_memory(&rows);
     }
     Ok(Verdict::Accepted)
 }
@@ -138,7 +169,9 @@ fn sample(port: &Port) -> Result<Tensor> {
     }
 }
 
-fn local(model: &Model, input: &[Tensor], runs: usize) -> Result<Row> {
+fn local(model: &Model, input: &[Tensor], args: &Args) -> Result<Row> {
+    let runs = args.runs;
+    forget_peak_resident();
     let network = FloatNetwork::new(model)?;
     network.run(input.to_vec())?;
     let mut walls = Vec::new();
@@ -158,38 +191,114 @@ fn local(model: &Model, input: &[Tensor], runs: usize) -> Result<Row> {
         offline_cpu_ms: 0.0,
         bytes: Bytes::default(),
         round_trips: 0,
+        memory: Memory::of_process(),
         guarantee: "nothing leaves".to_owned(),
+        throughput: Vec::new(),
     })
 }
 
-fn split(
+/// What all modes are measured with.
+struct Bench<'a> {
+    args: &'a Args,
+    worker: String,
+    own: Option<OwnWorker>,
+    input: Vec<Tensor>,
+}
+
+impl Bench<'_> {
+    /// One inference, which uploads the weights and warms both sides up.
+    fn warm_up(&self, plan: &Arc<Plan>, parties: &Parties, manner: &Manner<'_>) -> Result<()> {
+        let workers = [self.worker.clone()];
+        let one = vec![self.input.clone()];
+        drive(plan, &workers, parties, None, &one, manner)?;
+        Ok(())
+    }
+
+    /// Runs so many inferences.
+    fn drive(
+        &self,
+        plan: &Arc<Plan>,
+        parties: &Parties,
+        store: Option<Store>,
+        runs: usize,
+        manner: &Manner<'_>,
+    ) -> Result<Outcome> {
+        let workers = [self.worker.clone()];
+        let inputs = vec![self.input.clone(); runs];
+        let outcome = drive(plan, &workers, parties, store, &inputs, manner)?;
+        ensure!(
+            outcome.lie.is_none(),
+            "a party lied: run the model to see which"
+        );
+        Ok(outcome)
+    }
+
+    /// One inference at a time.
+    fn split(
+        &self,
+        mode: &'static str,
+        plan: &Arc<Plan>,
+        parties: &Parties,
+        store: Option<Store>,
+    ) -> Result<Row> {
+        let runs = self.args.runs;
+        let settings = Settings {
+            window: 1,
+            ..Settings::default()
+        };
+        let manner = Manner {
+            settings: &settings,
+            show: false,
+            ahead: false,
+        };
+        forget_peak_resident();
+        self.warm_up(plan, parties, &manner)?;
+        let outcome = self.drive(plan, parties, store, runs, &manner)?;
+        ensure!(
+            outcome.sources.dealer.is_none() || outcome.sources.own == 0,
+            "the dealer failed: {}",
+            outcome.sources.dealer_gone.unwrap_or_default()
+        );
+        row(mode, plan, parties, &outcome, runs)
+    }
+
+    /// Several in flight, their tickets made beforehand.
+    fn throughput(&self, plan: &Arc<Plan>, parties: &Parties, window: usize) -> Result<Throughput> {
+        let inferences = self.args.runs.max(2 * window);
+        let settings = Settings {
+            window,
+            ..Settings::default()
+        };
+        let manner = Manner {
+            settings: &settings,
+            show: false,
+            ahead: true,
+        };
+        self.warm_up(plan, parties, &manner)?;
+        let worker = || self.own.as_ref().and_then(OwnWorker::cpu);
+        let before = worker();
+        let outcome = self.drive(plan, parties, None, inferences, &manner)?;
+        let worker_cpu = worker().zip(before);
+        let wall = outcome.inferring.as_secs_f64();
+        Ok(Throughput {
+            window,
+            inferences,
+            per_second: inferences as f64 / wall,
+            trusted_cpu_ms: outcome.cpu.online / inferences as f64,
+            worker_cpu_ms: worker_cpu
+                .map(|(after, before)| millis(after.saturating_sub(before)) / inferences as f64),
+            idle: outcome.idle.as_secs_f64() / wall,
+        })
+    }
+}
+
+fn row(
     mode: &'static str,
-    plan: &std::sync::Arc<Plan>,
-    address: &str,
+    plan: &Plan,
     parties: &Parties,
-    store: Option<Store>,
-    input: &[Tensor],
+    outcome: &Outcome,
     runs: usize,
 ) -> Result<Row> {
-    let settings = Settings {
-        window: 1,
-        ..Settings::default()
-    };
-    let workers = [address.to_owned()];
-    let one = vec![input.to_vec()];
-    // Uploads the weights and warms both sides up.
-    drive(plan, &workers, parties, None, &one, &settings, false)?;
-    let inputs = vec![input.to_vec(); runs];
-    let outcome = drive(plan, &workers, parties, store, &inputs, &settings, false)?;
-    ensure!(
-        outcome.lie.is_none(),
-        "a party lied: run the model to see which"
-    );
-    ensure!(
-        outcome.sources.dealer.is_none() || outcome.sources.own == 0,
-        "the dealer failed: {}",
-        outcome.sources.dealer_gone.unwrap_or_default()
-    );
     let (p50, p99) = quantiles(
         outcome
             .outputs
@@ -217,6 +326,8 @@ fn split(
             down: first.down,
         },
         round_trips: first.round_trips,
+        memory: outcome.memory,
+        throughput: Vec::new(),
         guarantee: match guarantees.assumes {
             None => format!("input privacy {}, {integrity}", guarantees.input_privacy),
             Some(assumes) => format!(
@@ -266,5 +377,69 @@ fn print_rows(rows: &[Row]) {
     println!(
         "trusted CPU and offline CPU per inference; offline is tickets, check vectors, connecting \
          and weights, which nothing hides here"
+    );
+}
+
+fn print_throughput(rows: &[Row]) {
+    let cell = |row: &Row, one: &Throughput| {
+        vec![
+            row.mode.to_owned(),
+            one.window.to_string(),
+            format!("{:.1}", one.per_second),
+            format!("{:.1}", one.trusted_cpu_ms),
+            one.worker_cpu_ms
+                .map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}")),
+            format!("{:.0} %", 100.0 * one.idle),
+        ]
+    };
+    let cells: Vec<_> = rows
+        .iter()
+        .flat_map(|row| row.throughput.iter().map(move |one| cell(row, one)))
+        .collect();
+    if cells.is_empty() {
+        return;
+    }
+    let head = [
+        "mode",
+        "in flight",
+        "inferences/s",
+        "trusted CPU ms",
+        "trusted side waits",
+    ];
+    print!("\n{}", table(&head, &cells));
+    println!("tickets made beforehand and not counted; CPU per inference");
+}
+
+fn print_memory(rows: &[Row]) {
+    let cell = |row: &Row| {
+        let memory = &row.memory;
+        vec![
+            row.mode.to_owned(),
+            memory.peak_resident.map_or_else(|| "-".to_owned(), bytes),
+            bytes(memory.checks),
+            bytes(memory.tickets),
+            bytes(memory.activations),
+            bytes(memory.largest_round),
+            bytes(memory.weights_upload + memory.weights_integers),
+            bytes(memory.weights_engine),
+        ]
+    };
+    let head = [
+        "mode",
+        "peak resident",
+        "check vectors",
+        "u of tickets",
+        "activations",
+        "largest round",
+        "weights",
+        "weights for u",
+    ];
+    print!(
+        "\n{}",
+        table(&head, &rows.iter().map(cell).collect::<Vec<_>>())
+    );
+    println!(
+        "peak resident is this whole process, the float model included; weights are kept to upload them and to make \
+         check vectors"
     );
 }

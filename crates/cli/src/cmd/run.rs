@@ -17,7 +17,8 @@ use larvatus_host::thread_cpu;
 use super::{Named, load, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
-use crate::driver::{Lie, Outcome, drive, millis};
+use crate::driver::{Lie, Manner, Outcome, drive, millis};
+use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
@@ -34,6 +35,7 @@ struct Results {
     singles: Vec<Single>,
     cpu: Cpu,
     wall: Duration,
+    memory: Memory,
 }
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
@@ -319,6 +321,7 @@ fn here(
         singles: vec![],
         cpu: Cpu::default(),
         wall: Duration::ZERO,
+        memory: Memory::default(),
     };
     let cpu = thread_cpu();
     for (ix, input) in inputs.iter().enumerate() {
@@ -336,6 +339,7 @@ fn here(
         });
     }
     results.cpu.online = millis(thread_cpu() - cpu);
+    results.memory = Memory::of_process();
     Ok(results)
 }
 
@@ -377,8 +381,12 @@ fn split(
         true => &args.worker,
         false => &started,
     };
-    let show = !args.json;
-    drive(plan, workers, parties, store, inputs, &settings, show)
+    let manner = Manner {
+        settings: &settings,
+        show: !args.json,
+        ahead: false,
+    };
+    drive(plan, workers, parties, store, inputs, &manner)
 }
 
 fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
@@ -405,6 +413,7 @@ fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
             singles,
             cpu: outcome.cpu,
             wall: outcome.wall,
+            memory: outcome.memory,
         },
         outcome.lie,
     )
@@ -425,6 +434,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         waiting_ms: 0.0,
         bytes: Bytes::default(),
         round_trips: 0,
+        memory: Memory::default(),
         layers: Vec::new(),
         worker: None,
         tickets: None,
@@ -435,6 +445,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
 fn fill(report: &mut Report, results: &Results) {
     report.trusted_cpu_ms = results.cpu;
     report.wall_ms = millis(results.wall);
+    report.memory = results.memory;
     for single in &results.singles {
         report.waiting_ms += single.waiting_ms;
         report.bytes.up += single.bytes.up;
@@ -505,5 +516,6 @@ fn print_costs(report: &Report, inferences: usize) {
             tickets.stored, tickets.own
         );
     }
+    println!("{}", report.memory.sentence());
     println!("guarantee: {}", report.guarantee);
 }

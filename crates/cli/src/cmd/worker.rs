@@ -91,7 +91,7 @@ fn listen(args: &Args, address: &Address) -> Result<Listener> {
             let identity = parties::own_identity(args.identity.as_deref())?;
             Ok(Listener::bind_tls(address, &identity, &allow)?)
         }
-        Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } => {
+        Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Vsock { .. } => {
             ensure!(
                 allow.is_empty() && args.identity.is_none(),
                 "--identity and --allow need a tls:// address to listen on"
@@ -107,6 +107,10 @@ fn own_folder(args: &Args, address: &Address) -> Option<PathBuf> {
         Address::Unix(path) | Address::Shared(path) if args.until_stdin_ends => {
             path.parent().map(Path::to_owned)
         }
-        Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Tls { .. } => None,
+        Address::Unix(_)
+        | Address::Shared(_)
+        | Address::Tcp { .. }
+        | Address::Vsock { .. }
+        | Address::Tls { .. } => None,
     }
 }

@@ -1,6 +1,7 @@
 //! `larvatus bench`: every mode, in order, none dropped.
 
 use crate::common::{Folder, TINY};
+use serde_json::Value;
 
 const MODES: [&str; 5] = ["local", "clear", "+hide", "+check", "+both"];
 const FRESH: [&str; 2] = ["+check, fresh", "+both, fresh"];
@@ -44,4 +45,35 @@ fn the_table_has_the_same_rows() {
     let first = |line: &str| line.split_whitespace().next().unwrap_or("").to_owned();
     let lines: Vec<String> = ran.out.lines().map(first).collect();
     assert_eq!(lines[1..6], MODES);
+}
+
+#[test]
+fn several_in_flight_are_measured_where_that_is_asked_for() {
+    let here = Folder::new();
+    let args = ["bench", TINY, "--runs", "1", "--window", "1,4"];
+    let ran = here.larvatus(&[&args[..], &["--json"]].concat()).accepted();
+    let document = ran.document();
+    for row in document.as_array().unwrap() {
+        if row["mode"] == "local" {
+            assert!(row.get("throughput").is_none());
+            continue;
+        }
+        let windows = row["throughput"].as_array().unwrap();
+        let number = |one: &Value, key: &str| one[key].as_f64().unwrap();
+        for (one, (window, inferences)) in windows.iter().zip([(1.0, 2.0), (4.0, 8.0)]) {
+            assert_eq!(number(one, "window"), window);
+            assert_eq!(number(one, "inferences"), inferences);
+            assert!(number(one, "per_second") > 0.0);
+            assert!((0.0..=1.0).contains(&number(one, "idle")));
+        }
+        assert_eq!(windows.len(), 2);
+        let hides = row["mode"] == "+hide" || row["mode"] == "+both";
+        assert_eq!(row["memory"]["tickets"].as_u64() > Some(0), hides, "{row}");
+    }
+    let ran = here.larvatus(&args).accepted();
+    assert!(ran.out.contains("trusted side waits") && ran.out.contains("check vectors"));
+    for wrong in ["0", "17"] {
+        let ran = here.larvatus(&["bench", TINY, "--window", wrong]);
+        ran.refused(&["1 to 16"]);
+    }
 }

@@ -148,6 +148,19 @@ fn the_report_has_every_key_of_the_contract() {
         numbers(&report["trusted_cpu_ms"], &["online", "offline"]);
         numbers(&report, &["wall_ms", "waiting_ms", "round_trips"]);
         numbers(&report["bytes"], &["up", "down"]);
+        let memory = |key: &str| report["memory"][key].as_u64().unwrap();
+        assert!(memory("peak_resident") > 1 << 20, "{preset}");
+        assert_eq!(memory("checks") > 0, checked, "{preset}");
+        assert_eq!(memory("tickets") > 0, preset == "slalom", "{preset}");
+        assert_eq!(memory("weights_engine") > 0, preset == "slalom", "{preset}");
+        for key in [
+            "activations",
+            "largest_round",
+            "weights_upload",
+            "weights_integers",
+        ] {
+            assert_eq!(memory(key) > 0, away, "{preset}: {key}");
+        }
         assert_eq!(report["round_trips"].as_u64() > Some(0), away, "{preset}");
         assert_eq!(report["bytes"]["up"].as_u64() > Some(0), away, "{preset}");
         assert_eq!(report.get("worker").is_some(), away, "{preset}");

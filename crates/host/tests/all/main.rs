@@ -5,3 +5,4 @@ mod links;
 mod serving;
 #[cfg(feature = "tls")]
 mod tls;
+mod vsock;

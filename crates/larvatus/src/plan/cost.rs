@@ -4,6 +4,7 @@
 //! judge them; they decide nothing unless the policy says `offload = "paying"`.
 
 use super::{Layer, Plan};
+use crate::engine::Engine;
 use crate::model::linear::Linear;
 use crate::policy::{Hiding, Integrity, Policy};
 
@@ -78,7 +79,52 @@ fn trusted_ns(inputs: usize, outputs: usize, policy: &Policy) -> f64 {
     (SEND + hide + check) * inputs as f64 + (TAKE + check) * outputs as f64
 }
 
+/// Memory of the weights that a plan keeps, in bytes. An inference itself needs none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WeightBytes {
+    /// The worker's upload, kept to send it and to send it again.
+    pub upload: u64,
+    /// The same integers by layer, from which a session's check vectors and the engine are made.
+    pub integers: u64,
+    /// Packed for this machine, once it has made tickets or run the integer network itself.
+    pub engine: u64,
+}
+
 impl Plan {
+    /// What the plan keeps of the model's weights.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let planes = self
+            .layers()
+            .iter()
+            .flat_map(|layer| layer.weights.planes());
+        WeightBytes {
+            upload: self.worker_model().blob().len() as u64,
+            integers: planes.map(|plane| plane.len() as u64).sum(),
+            engine: self.prepared().map_or(0, Engine::bytes),
+        }
+    }
+
+    /// Bytes of the largest round: what goes up and what comes back, as words or as floats.
+    pub fn largest_round(&self) -> u64 {
+        let program = self.worker_model().program();
+        let rounds = program.rounds().iter();
+        let words = rounds.map(|round| program.request_words(round) + program.answer_words(round));
+        4 * words.max().unwrap_or(0) as u64
+    }
+
+    /// Bytes of the u of one inference; none where nothing is hidden.
+    pub fn ticket_bytes(&self) -> u64 {
+        let answers = self
+            .layers()
+            .iter()
+            .map(|layer| layer.spec.outputs() as u64);
+        match self.policy().hiding() {
+            Hiding::Clear => 0,
+            Hiding::Field => 4 * answers.sum::<u64>(),
+        }
+    }
+
     /// What each offloaded layer costs, in the order of the layers.
     pub fn costs(&self) -> Vec<Cost> {
         let form = self.worker_model().program().form();

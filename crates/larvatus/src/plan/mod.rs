@@ -12,7 +12,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 use larvatus_proto::wire::{DecodeError, Writer};
 
-pub use cost::{Cost, Estimate};
+pub use cost::{Cost, Estimate, WeightBytes};
 pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
 pub use row::Row;
 
@@ -288,6 +288,11 @@ impl Plan {
     /// The exact linear maps, prepared on first use and shared by all sessions of the plan.
     pub(crate) fn engine(&self) -> &Engine {
         self.engine.get_or_init(|| Engine::new(&self.layers))
+    }
+
+    /// The same, if they were used.
+    pub(crate) fn prepared(&self) -> Option<&Engine> {
+        self.engine.get()
     }
 
     /// Uploads of one inference.

@@ -351,3 +351,19 @@ impl AwaitCalls {
         Ok((index, rounds.get(index).ok_or(none)?))
     }
 }
+
+impl Drop for AwaitCalls {
+    /// Tells how calls came together up to here.
+    fn drop(&mut self) {
+        let batches = self.model.batches();
+        if batches.calls > 0 {
+            tracing::info!(
+                model = %self.model.digest(),
+                calls = batches.calls,
+                batches = batches.batches,
+                largest = batches.largest,
+                "calls to the model, by all connections so far"
+            );
+        }
+    }
+}

@@ -1,3 +1,4 @@
+mod batching;
 mod dealing;
 
 use larvatus_kernels::linear::{MatMul, Shape, Weights};
