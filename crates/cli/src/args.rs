@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Identity(Identity),
     /// Measure a model in every mode.
     Bench(Bench),
+    /// Measure what work costs here, on the link and at the worker, for `--rates`.
+    Calibrate(Calibrate),
 }
 
 /// Which model under which policy.
@@ -43,6 +45,10 @@ pub(crate) struct Job {
     /// What must hold, as a TOML file; see the README.
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     pub(crate) policy: Option<PathBuf>,
+    /// What work costs, as `larvatus calibrate --output` writes it; decides with
+    /// `offload = "paying"`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rates: Option<PathBuf>,
     /// Draw the secret vectors of the checks anew for every inference, instead of once a session.
     #[arg(long)]
     pub(crate) fresh_check: bool,
@@ -218,6 +224,13 @@ pub(crate) struct Bench {
     /// Inferences measured in each mode.
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub(crate) runs: usize,
+    /// Measure this mode only, such as `+both`; may be given several times.
+    #[arg(long, value_name = "MODE")]
+    pub(crate) mode: Vec<String>,
+    /// Measure `+both` once more with only the layers that pay by these rates; see
+    /// `larvatus calibrate`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rates: Option<PathBuf>,
     /// Measure also how many inferences a second come through with so many in flight, such as 1,4,16; the worker
     /// computes the same layer of those that wait together. At least twice as many are run.
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
@@ -236,6 +249,26 @@ pub(crate) struct Bench {
     /// Measure checks whose secret vectors every inference draws anew, too.
     #[arg(long)]
     pub(crate) fresh_check: bool,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Calibrate {
+    /// A worker: unix:PATH, shm:PATH, tcp://HOST:PORT or tls://HOST:PORT#PIN. Without one, a worker
+    /// process is started here and stopped at the end.
+    #[arg(long, value_name = "ADDR", conflicts_with = "threads")]
+    pub(crate) worker: Option<String>,
+    /// The key by which tls:// listeners know this program, where they demand one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Threads of the worker started here.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) threads: usize,
+    /// Where to write the rates, for `--rates`.
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) output: Option<PathBuf>,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::plan::Rates;
+
 /// What must hold for the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hiding {
@@ -66,7 +68,8 @@ pub enum WeightBits {
 pub enum Offload {
     /// All of them.
     All,
-    /// Those whose computation costs the trusted side more than hiding and revealing them.
+    /// Those that cost less away than here by [`Policy::rates`], in processor time of the trusted
+    /// side and in latency.
     Paying,
 }
 
@@ -91,6 +94,9 @@ pub struct Policy {
     pub weights: WeightBits,
     /// Of the cost.
     pub offload: Offload,
+    /// What work costs, where `offload` asks. A policy file cannot set them: they are facts about
+    /// machines, not demands.
+    pub rates: Rates,
     /// Inferences over which the bits must hold with [`CheckDraw::Session`]; a session that checks begins
     /// no more. With [`CheckDraw::Fresh`] it limits nothing.
     pub lifetime: u64,
@@ -109,6 +115,7 @@ impl Default for Policy {
             check: CheckDraw::Session,
             weights: WeightBits::Int8,
             offload: Offload::All,
+            rates: Rates::default(),
             lifetime: 1_000_000,
             rollback: Rollback::Assumed,
             keep: Vec::new(),
@@ -174,6 +181,9 @@ pub enum PolicyError {
     /// Two settings that do not go together in this version.
     #[error("policy: secret-weights does not go with check = \"fresh\"")]
     SecretWeightsFresh,
+    /// What two workers cost is not in the rates.
+    #[error("policy: secret-weights does not go with offload = \"paying\"")]
+    SecretWeightsPaying,
     /// The number of repetitions that would be needed is beyond reason.
     #[error("policy: soundness_bits = {bits} is beyond the {most} bits that a plan can state")]
     TooManyBits {
@@ -313,10 +323,13 @@ impl Policy {
     }
 
     fn consistent(self) -> Result<Self, PolicyError> {
-        match (self.secrecy, self.hiding, self.check) {
-            (Secrecy::TwoWorkers, Hiding::Clear, _) => Err(PolicyError::SecretWeightsInClear),
-            (Secrecy::TwoWorkers, _, CheckDraw::Fresh) => Err(PolicyError::SecretWeightsFresh),
-            (Secrecy::Public, _, _) | (_, Hiding::Field, CheckDraw::Session) => Ok(self),
+        match (self.secrecy, self.hiding, self.check, self.offload) {
+            (Secrecy::TwoWorkers, Hiding::Clear, _, _) => Err(PolicyError::SecretWeightsInClear),
+            (Secrecy::TwoWorkers, _, CheckDraw::Fresh, _) => Err(PolicyError::SecretWeightsFresh),
+            (Secrecy::TwoWorkers, _, _, Offload::Paying) => Err(PolicyError::SecretWeightsPaying),
+            (Secrecy::Public, ..) | (_, Hiding::Field, CheckDraw::Session, Offload::All) => {
+                Ok(self)
+            }
         }
     }
 
@@ -387,6 +400,7 @@ impl Policy {
                 OffloadWord::All => Offload::All,
                 OffloadWord::Paying => Offload::Paying,
             },
+            rates: Rates::default(),
             lifetime: file.lifetime.max(1),
             rollback: match file.rollback {
                 RollbackWord::Assumed => Rollback::Assumed,
@@ -531,6 +545,8 @@ mod tests {
         assert_eq!(secret(clear), Err(PolicyError::SecretWeightsInClear));
         let fresh = "secret-weights = true\ncheck = \"fresh\"";
         assert_eq!(secret(fresh), Err(PolicyError::SecretWeightsFresh));
+        let paying = "secret-weights = true\noffload = \"paying\"";
+        assert_eq!(secret(paying), Err(PolicyError::SecretWeightsPaying));
     }
 
     #[test]

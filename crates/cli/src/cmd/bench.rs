@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use larvatus::exact::FloatNetwork;
 use larvatus::model::{Model, Port};
 use larvatus::plan::Plan;
-use larvatus::policy::{Policy, Preset};
+use larvatus::policy::{Offload, Policy, Preset};
 use larvatus::session::Settings;
 use larvatus::store::Store;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
@@ -15,7 +15,7 @@ use larvatus_host::{forget_peak_resident, thread_cpu};
 use larvatus_proto::frame::MAX_CALLS;
 use serde::Serialize;
 
-use super::{load, plan, shapes};
+use super::{load, nothing_pays, plan, rates, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
 use crate::driver::{Manner, Outcome, drive, millis};
@@ -66,7 +66,6 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     }
     let model = load(&args.model, &shapes(&args.shape)?)?;
     let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
-    let mut rows = vec![local(&model, &input, args)?];
     let mut modes = vec![
         ("clear", Preset::Clear.policy()),
         ("+hide", Policy::default().danger().unverified()),
@@ -77,6 +76,20 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         let fresh = |preset: Preset| preset.policy().with_fresh_checks();
         modes.push(("+check, fresh", fresh(Preset::Integrity)?));
         modes.push(("+both, fresh", fresh(Preset::Slalom)?));
+    }
+    let names = || std::iter::once("local").chain(modes.iter().map(|(mode, _)| *mode));
+    if let Some(name) = args
+        .mode
+        .iter()
+        .find(|name| names().all(|known| known != *name))
+    {
+        let names: Vec<&str> = names().collect();
+        anyhow::bail!("no mode {name:?}; there are {}", names.join(", "));
+    }
+    let wanted = |mode: &str| args.mode.is_empty() || args.mode.iter().any(|name| name == mode);
+    let mut rows = Vec::new();
+    if wanted("local") {
+        rows.push(local(&model, &input, args)?);
     }
     let named: Vec<String> = args.worker.iter().cloned().collect();
     let parties = Parties::of(&args.dealing, &named)?;
@@ -95,7 +108,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         input,
     };
     let here = parties.without_dealer();
-    for (mode, policy) in modes {
+    for (mode, policy) in modes.into_iter().filter(|(mode, _)| wanted(mode)) {
         let plan = plan(&model, &policy)?;
         let mut row = bench.split(mode, &plan, &here, None)?;
         for window in &args.window {
@@ -103,6 +116,18 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                 .push(bench.throughput(&plan, &here, *window)?);
         }
         rows.push(row);
+    }
+    if let Some(path) = &args.rates {
+        let mut policy = Preset::Slalom.policy();
+        policy.offload = Offload::Paying;
+        policy.rates = rates(path)?;
+        let plan = plan(&model, &policy)?;
+        if nothing_pays(&plan) {
+            eprintln!("nothing pays: run it locally");
+        } else {
+            let mode = "+both, paying";
+            rows.push(bench.split(mode, &plan, &here, None)?);
+        }
     }
     if let Some(folder) = &args.stored.store {
         let plan = plan(&model, &Preset::Slalom.policy())?;
@@ -131,7 +156,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
 }
 
 /// A fixed pseudo-random input of a port's type and shape.
-fn sample(port: &Port) -> Result<Tensor> {
+pub(super) fn sample(port: &Port) -> Result<Tensor> {
     let shape = port.shape.as_deref().with_context(|| {
         format!(
             "input {:?} has no fixed shape; give --shape {}=…",

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod bench;
+mod calibrate;
 mod plan;
 mod provision;
 mod run;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use larvatus::model::Model;
-use larvatus::plan::Plan;
+use larvatus::model::linear::StaysLocal;
+use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
 use crate::args::{Args, Command, Job};
@@ -29,6 +31,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             Ok(Verdict::Accepted)
         }
         Command::Bench(args) => bench::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
     }
 }
 
@@ -61,6 +64,9 @@ impl Named {
                 named.name
             );
             named.policy = named.policy.with_fresh_checks()?;
+        }
+        if let Some(path) = &job.rates {
+            named.policy.rates = rates(path)?;
         }
         Ok(named)
     }
@@ -97,6 +103,19 @@ pub(crate) fn shapes(given: &[String]) -> Result<Vec<(String, Vec<usize>)>> {
         .iter()
         .map(|text| crate::input::parse_shape(text))
         .collect()
+}
+
+/// Reads what work costs.
+pub(crate) fn rates(path: &Path) -> Result<Rates> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read rates {}", path.display()))?;
+    Rates::from_toml(&text).with_context(|| format!("rates {}", path.display()))
+}
+
+/// Whether a plan keeps everything because nothing pays.
+pub(crate) fn nothing_pays(plan: &Plan) -> bool {
+    let unpaid = |kept: &Kept| kept.why == StaysLocal::DoesNotPay;
+    plan.round_trips() == 0 && plan.kept().iter().any(unpaid)
 }
 
 /// Plans a model.

@@ -1,14 +1,22 @@
 //! `larvatus plan`: what would be done, layer by layer.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use anyhow::Result;
-use larvatus::plan::Row;
+use larvatus::exact::{FloatNetwork, LocalTrace, local_work};
+use larvatus::model::Model;
+use larvatus::plan::{Estimate, Plan, Row};
 use larvatus::policy::Secrecy;
 use larvatus::store::Store;
+use larvatus::tensor::Tensor;
 use serde_json::json;
 
-use super::{Named, load, plan, shapes};
+use super::bench::sample;
+use super::{Named, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Plan as Args;
+use crate::driver::millis;
 use crate::store;
 use crate::table::{bytes, count, shorten, table};
 
@@ -21,6 +29,10 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         .map(|folder| store::open(&plan, folder, args.stored.key.as_deref()))
         .transpose()?;
     let assumes = stored.as_ref().and_then(Store::assumes);
+    let forecast = match args.job.rates {
+        Some(_) => Some(Forecast::new(&model, &plan)?),
+        None => None,
+    };
     let (rows, estimate) = (plan.rows(), plan.estimate());
     let guarantees = plan.guarantees().with_store(assumes);
     let total = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
@@ -57,6 +69,16 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                 "trusted_ms": estimate.trusted_ms,
                 "gain": estimate.gain(),
             },
+            "predicted": forecast.as_ref().map(|forecast| json!({
+                "latency_p50_ms": forecast.latency_ms(),
+                "segments_ms": forecast.segments_ms,
+                "passes_ms": estimate.passes_ms,
+                "link_ms": estimate.link_ms,
+                "worker_ms": estimate.worker_ms,
+                "trusted_cpu_ms": forecast.cpu_ms(),
+                "local_ms": forecast.local_ms,
+            })),
+            "nothing_pays": nothing_pays(&plan),
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(Verdict::Accepted);
@@ -129,16 +151,99 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             }
         );
     }
-    println!(
-        "expected:  {:.1} ms of trusted CPU online instead of {:.1} ms for these layers ({:.1}x); {}",
-        estimate.trusted_ms,
-        estimate.local_ms,
-        estimate.gain(),
-        if estimate.gain() < 1.0 {
-            "run it locally: nothing is gained"
-        } else {
-            "constants of one AVX-512 core, see `larvatus bench`"
-        }
-    );
+    match &forecast {
+        Some(forecast) => forecast.print(),
+        None => println!(
+            "expected:  {:.1} ms of trusted CPU online instead of {:.1} ms for these layers ({:.1}x); {}",
+            estimate.trusted_ms,
+            estimate.local_ms,
+            estimate.gain(),
+            if estimate.gain() < 1.0 {
+                "run it locally: nothing is gained"
+            } else {
+                "constants of one AVX-512 core, see `larvatus calibrate`"
+            }
+        ),
+    }
+    if nothing_pays(&plan) {
+        println!("nothing pays: run it locally");
+    } else if let Some(forecast) = forecast.filter(|forecast| !forecast.pays()) {
+        println!(
+            "run it locally: that takes {:.1} ms and as much CPU",
+            forecast.local_ms
+        );
+    }
     Ok(Verdict::Accepted)
+}
+
+/// Local work is timed so often; the fastest counts.
+const TIMES: usize = 3;
+
+/// What an inference is expected to take: rates for the layers that go, and a stopwatch for the
+/// work that stays.
+struct Forecast {
+    estimate: Estimate,
+    round_trips: usize,
+    /// Local work between rounds.
+    segments_ms: f64,
+    /// The whole model here, in float.
+    local_ms: f64,
+}
+
+impl Forecast {
+    fn new(model: &Model, plan: &Arc<Plan>) -> Result<Self> {
+        let input: Vec<Tensor> = model.inputs().iter().map(sample).collect::<Result<_>>()?;
+        let network = FloatNetwork::new(model)?;
+        let whole = network.trace(input.clone())?;
+        let mut segments_ms = 0.0;
+        for segment in local_work(plan, input)? {
+            segments_ms += fastest(&segment)?;
+        }
+        Ok(Self {
+            estimate: plan.estimate(),
+            round_trips: plan.round_trips(),
+            segments_ms,
+            local_ms: fastest(&whole)?,
+        })
+    }
+
+    fn latency_ms(&self) -> f64 {
+        self.segments_ms + self.estimate.away_ms()
+    }
+
+    /// Whether time or processor time here is saved.
+    fn pays(&self) -> bool {
+        self.latency_ms() < self.local_ms || self.cpu_ms() < self.local_ms
+    }
+
+    fn cpu_ms(&self) -> f64 {
+        self.segments_ms + self.estimate.trusted_ms
+    }
+
+    fn print(&self) {
+        let estimate = &self.estimate;
+        println!(
+            "predicted: {:.1} ms p50 (local work {:.1}, passes {:.1}, link {:.1}, worker {:.1}) in {} \
+             round trips, {:.1} ms of trusted CPU; {:.1} ms if all of it runs here",
+            self.latency_ms(),
+            self.segments_ms,
+            estimate.passes_ms,
+            estimate.link_ms,
+            estimate.worker_ms,
+            self.round_trips,
+            self.cpu_ms(),
+            self.local_ms,
+        );
+    }
+}
+
+fn fastest(work: &LocalTrace) -> Result<f64> {
+    work.replay(|_| {})?;
+    let mut least = f64::INFINITY;
+    for _ in 0..TIMES {
+        let started = Instant::now();
+        work.replay(|_| {})?;
+        least = least.min(millis(started.elapsed()));
+    }
+    Ok(least)
 }

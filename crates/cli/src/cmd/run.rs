@@ -14,7 +14,7 @@ use larvatus::store::Store;
 use larvatus::tensor::Tensor;
 use larvatus_host::thread_cpu;
 
-use super::{Named, load, plan, shapes};
+use super::{Named, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
 use crate::driver::{Lie, Manner, Outcome, drive, millis};
@@ -77,7 +77,14 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             drop(model);
             report = Report::of_plan(&plan, &named.name, named.offloads());
             if plan.round_trips() == 0 {
-                eprintln!("nothing of this model can go to a worker; all of it runs here");
+                eprintln!(
+                    "{}; all of it runs here",
+                    if nothing_pays(&plan) {
+                        "nothing pays at the worker"
+                    } else {
+                        "nothing of this model can go to a worker"
+                    }
+                );
                 let results = exact(&plan, &inputs, None)?;
                 return finish(
                     args,

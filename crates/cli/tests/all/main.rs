@@ -1,6 +1,7 @@
 //! The command line as its users meet it: the real binary, real processes, real sockets.
 
 mod bench;
+mod calibrate;
 mod common;
 mod dealing;
 mod failures;

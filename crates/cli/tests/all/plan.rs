@@ -137,3 +137,29 @@ fn rows_stand_in_the_order_of_the_graph_wherever_they_run() {
         assert_eq!(names(&report.document()), all, "{keep:?} kept");
     }
 }
+
+#[test]
+fn over_a_slow_link_nothing_pays_and_the_answer_says_so() {
+    let here = Folder::new();
+    let rates = here.write("rates.toml", "[link]\nround-trip-us = 1e9\n");
+    let policy = here.write("policy.toml", "offload = \"paying\"\n");
+    let args = ["plan", TINY, "--policy", &policy, "--rates", &rates];
+    let table = here.larvatus(&args).accepted();
+    assert!(
+        table.out.contains("nothing pays: run it locally"),
+        "{}",
+        table.out
+    );
+    let plan = here.larvatus(&[&args[..], &["--json"]].concat());
+    let plan = plan.accepted().document();
+    assert_eq!(plan["nothing_pays"], true);
+    assert_eq!(plan["round_trips"], 0);
+}
+
+#[test]
+fn rates_that_are_no_costs_are_refused() {
+    let here = Folder::new();
+    let rates = here.write("rates.toml", "[link]\nup-ns = -1.0\n");
+    here.larvatus(&["plan", TINY, "--rates", &rates])
+        .refused(&["rates.toml", "link.up-ns", "-1"]);
+}

@@ -2,6 +2,8 @@
 
 mod cost;
 mod guarantee;
+mod paying;
+mod rates;
 mod row;
 
 use std::sync::{Arc, OnceLock};
@@ -14,6 +16,7 @@ use larvatus_proto::wire::{DecodeError, Writer};
 
 pub use cost::{Cost, Estimate, WeightBytes};
 pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
+pub use rates::{LinkRates, LocalRates, Rates, RatesError, TrustedRates, WorkerRates};
 pub use row::Row;
 
 use crate::engine::Engine;
@@ -176,6 +179,11 @@ impl Plan {
         };
         if let Some(name) = policy.keep.iter().find(|name| !known(name)) {
             return Err(PlanError::NoSuchLayer { name: name.clone() });
+        }
+        if policy.offload == Offload::Paying {
+            let linears: Vec<&Linear> = found.iter().map(|(linear, _)| linear).collect();
+            let away = paying::choose(graph, &order, &linears, policy);
+            (found, kept) = split(found, kept, &away);
         }
         share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let (linears, quantised): (Vec<_>, Vec<_>) = found
@@ -345,10 +353,40 @@ fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
     if policy.keep.contains(&linear.name) {
         return Err(StaysLocal::Policy);
     }
-    if policy.offload == Offload::Paying && !cost::pays(linear, policy) {
-        return Err(StaysLocal::DoesNotPay);
-    }
     quantise(&linear.shape, &linear.weights, policy.weights)
+}
+
+/// Keeps the layers that are not `away`, at their place among those that stay anyway.
+fn split(
+    found: Vec<(Linear, Quantised)>,
+    kept: Vec<Kept>,
+    away: &[bool],
+) -> (Vec<(Linear, Quantised)>, Vec<Kept>) {
+    let (mut goes, mut stays) = (Vec::new(), Vec::with_capacity(kept.len()));
+    let mut kept = kept.into_iter().peekable();
+    for (at, (layer, away)) in found.into_iter().zip(away).enumerate() {
+        while let Some(kept) = kept.next_if(|kept| kept.before <= at) {
+            stays.push(Kept {
+                before: goes.len(),
+                ..kept
+            });
+        }
+        if *away {
+            goes.push(layer);
+        } else {
+            let (linear, _) = layer;
+            stays.push(Kept {
+                macs: Some(linear.macs()),
+                kind: linear.kind,
+                name: linear.name,
+                why: StaysLocal::DoesNotPay,
+                before: goes.len(),
+            });
+        }
+    }
+    let before = goes.len();
+    stays.extend(kept.map(|kept| Kept { before, ..kept }));
+    (goes, stays)
 }
 
 /// How requests travel. What is hidden is uniform over the field; what is not fits 16 bits, as
