@@ -17,23 +17,24 @@ fn paying(network: &Network, rates: Rates) -> Arc<Plan> {
 
 /// A multiply-accumulate here takes a nanosecond, everything else nothing.
 fn only_work_here() -> Rates {
-    let mut rates = Rates::default();
-    rates.trusted = TrustedRates {
-        send_ns: 0.0,
-        hide_ns: 0.0,
-        take_ns: 0.0,
-        check_ns: 0.0,
-        check_dense_ns: 0.0,
-        round_us: 0.0,
-        call_us: 0.0,
-    };
-    rates.local = LocalRates {
-        conv_ns: 1.0,
-        product_ns: 1.0,
-        depthwise_ns: 1.0,
-        weight_ns: 0.0,
-    };
-    rates
+    Rates {
+        trusted: TrustedRates {
+            send_ns: 0.0,
+            hide_ns: 0.0,
+            take_ns: 0.0,
+            check_ns: 0.0,
+            check_dense_ns: 0.0,
+            round_us: 0.0,
+            call_us: 0.0,
+        },
+        local: LocalRates {
+            conv_ns: 1.0,
+            product_ns: 1.0,
+            depthwise_ns: 1.0,
+            weight_ns: 0.0,
+        },
+        ..Rates::default()
+    }
 }
 
 fn worker_of_speed(ns: f64) -> Rates {

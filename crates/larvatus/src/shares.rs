@@ -148,8 +148,9 @@ impl Shares {
                 let (y, tail) = rest.split_at(each);
                 rest = tail;
                 let expected = expected.next().expect("one for each image");
-                let found = check.holds(y, expected).err();
-                lie = lie.or(found.map(|wrong| misbehaved(wrong, id, image)));
+                let found = check.holds(y, expected);
+                let found = found.map_err(|wrong| misbehaved(wrong, id, image)).err();
+                lie = lie.or(found);
             }
         }
         lie.map_or(Ok(Verified(words)), Err)

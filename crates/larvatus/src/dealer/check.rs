@@ -111,15 +111,16 @@ impl PadChecks {
             .zip(u.chunks_exact(shape.outputs()));
         let mut lie = None;
         for (image, (pad, u)) in images.enumerate() {
-            let found = equations.holds(u, &equations.expect(pad)).err();
-            lie = lie.or(found.map(|wrong| match wrong {
+            let found = equations.holds(u, &equations.expect(pad));
+            let found = found.map_err(|wrong| match wrong {
                 Wrong::NotCanonical => DealerMisbehaved::NotCanonical { layer: id, image },
                 Wrong::Product { repetition } => DealerMisbehaved::WrongU {
                     layer: id,
                     image,
                     repetition,
                 },
-            }));
+            });
+            lie = lie.or_else(|| found.err());
         }
         lie.map_or(Ok(()), Err)
     }
