@@ -561,3 +561,22 @@ enum Parsed {
     /// About so many bytes are missing.
     Needs(usize),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_gives_back_what_was_sent_to_it_and_nothing_else() {
+        let arena = Arena::new(Mapping::create(8 * ALIGN).unwrap().0);
+        let (draft, sent) = (arena.take(1).unwrap(), arena.take(1).unwrap());
+        arena.send(sent);
+        assert!(!arena.give_back(draft), "a draft is ours alone");
+        assert_ne!(arena.take(1), Some(draft), "nobody else writes there");
+        assert!(arena.give_back(sent));
+        assert!(!arena.give_back(sent), "once");
+        assert_eq!(arena.take(1), Some(sent));
+        arena.discard(draft);
+        assert_eq!(arena.take(1), Some(draft));
+    }
+}
