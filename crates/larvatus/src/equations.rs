@@ -33,6 +33,12 @@ impl Equations {
         Self { v, a }
     }
 
+    /// Memory of the vectors.
+    pub(crate) fn bytes(&self) -> u64 {
+        let words = |v: &RankOne| v.outer.len() + v.inner.len();
+        4 * self.v.iter().chain(&self.a).map(words).sum::<usize>() as u64
+    }
+
     /// ⟨a, x⟩ of each repetition, for one image of canonical words.
     pub(crate) fn expect(&self, x: &[u32]) -> Zeroizing<Vec<Fp>> {
         let factors: Vec<Factors<'_>> = self.a.iter().map(RankOne::factors).collect();

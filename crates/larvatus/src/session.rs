@@ -85,8 +85,8 @@ pub struct Output {
     pub waiting: Duration,
 }
 
-/// Bytes that a session holds, at the most so far; what it can count of them. Shares of hidden weights, and what
-/// checks them, are not counted.
+/// Bytes that a session holds, at the most so far; what it can count of them. Shares of hidden weights, kept to
+/// be uploaded, are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Memory {
@@ -165,12 +165,9 @@ impl Session {
         session
     }
 
-    /// What the worker at the end of a line is sent.
-    fn model(&self, line: usize) -> &WorkerModel {
-        match &self.shares {
-            Some(shares) => shares.model(line),
-            None => self.plan.worker_model(),
-        }
+    /// What the worker at the end of a line is sent; where the plan hides its weights, a share or nothing.
+    fn model(&self, line: usize) -> Option<&WorkerModel> {
+        model(&self.plan, self.shares.as_ref(), line)
     }
 
     /// Makes the tickets of `inferences` further inferences: as much linear work as those
@@ -193,7 +190,8 @@ impl Session {
     /// What it holds, at the most so far. A session that is over has given its check vectors up.
     pub fn memory(&self) -> Memory {
         Memory {
-            checks: self.checking.shared().map_or(0, Checks::bytes),
+            checks: self.checking.shared().map_or(0, Checks::bytes)
+                + self.shares.as_ref().map_or(0, Shares::check_bytes),
             tickets: self.plan.ticket_bytes() * self.most_tickets as u64,
             activations: self.desk.pool.bytes(),
         }
@@ -293,7 +291,7 @@ impl Session {
     pub fn uploading(&self) -> Option<(u64, u64)> {
         let lines = self.lines.iter().enumerate();
         let open = lines.filter_map(|(line, of)| {
-            let total = self.model(line).blob().len() as u64;
+            let total = self.model(line)?.blob().len() as u64;
             of.conversation.uploaded().map(|sent| (sent, total))
         });
         open.reduce(|(sent, total), (more, of)| (sent + more, total + of))
@@ -402,9 +400,8 @@ impl Session {
 
     /// Takes a frame of the worker at the end of a line.
     fn hear(&mut self, line: usize, frame: Frame, now: Now) -> Result<(), InferError> {
-        let model = match &self.shares {
-            Some(shares) => shares.model(line),
-            None => self.plan.worker_model(),
+        let Some(model) = model(&self.plan, self.shares.as_ref(), line) else {
+            return Ok(());
         };
         match self.lines[line].conversation.hear(frame, model, now)? {
             Heard::Nothing => Ok(()),
@@ -435,5 +432,12 @@ impl Session {
             self.start_waiting(now);
         }
         Ok(())
+    }
+}
+
+fn model<'a>(plan: &'a Plan, shares: Option<&'a Shares>, line: usize) -> Option<&'a WorkerModel> {
+    match plan.policy().secrecy() {
+        Secrecy::Public => Some(plan.worker_model()),
+        Secrecy::TwoWorkers => shares.map(|shares| shares.model(line)),
     }
 }

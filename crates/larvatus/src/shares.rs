@@ -82,6 +82,12 @@ impl Shares {
         Self { models, checks }
     }
 
+    /// Memory of the vectors that both workers are checked with.
+    pub(crate) fn check_bytes(&self) -> u64 {
+        let checks = self.checks.iter().flatten();
+        checks.map(Equations::bytes).sum()
+    }
+
     /// What a worker is sent.
     pub(crate) fn model(&self, line: usize) -> &WorkerModel {
         &self.models[line]

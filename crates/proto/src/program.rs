@@ -305,6 +305,14 @@ impl Program {
         }
     }
 
+    /// Bytes of the weights once a worker holds them: where they follow from a seed, what it grows to.
+    pub fn expanded_bytes(&self) -> u64 {
+        match self.held {
+            Held::Planes | Held::Words => self.weight_bytes(),
+            Held::Seed => self.with_held(Held::Words).weight_bytes(),
+        }
+    }
+
     /// The canonical encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::default();

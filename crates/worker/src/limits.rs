@@ -87,6 +87,14 @@ pub enum TooMuch {
         /// Bytes that all layers may take.
         got: u64,
     },
+    /// The seed of a share grows to more than a model may have.
+    #[error("weights of {got} bytes follow from the seed, the limit for a model is {limit}")]
+    Expanded {
+        /// The worker's limit for one model.
+        limit: u64,
+        /// Bytes that the seed grows to.
+        got: u64,
+    },
     /// A round carries too many words in one direction.
     #[error("round {round}: {got} words in one direction, the limit is {limit}")]
     Words {
@@ -115,6 +123,11 @@ impl Limits {
     /// # Errors
     /// [`TooMuch`] names the first layer or round that exceeds one.
     pub fn admit(&self, program: &Program) -> Result<(), TooMuch> {
+        let got = program.expanded_bytes();
+        if program.held() == Held::Seed && got > self.model_bytes {
+            let limit = self.model_bytes;
+            return Err(TooMuch::Expanded { limit, got });
+        }
         let mut packed = 0_u64;
         for (layer, spec) in program.layers().iter().enumerate() {
             let (got, bytes) = layer_packed(spec, program.held());
@@ -320,6 +333,29 @@ mod tests {
                 assert!(held <= counted, "{name} {spec:?}: {held} of {counted}");
                 share_takes_no_more_than_is_counted(isa, &spec);
             }
+        }
+    }
+
+    #[test]
+    fn a_seed_is_limited_by_what_it_grows_to() {
+        let limits = Limits {
+            model_bytes: 4 * 63 * 64,
+            ..Limits::default()
+        };
+        for shape in shapes(1, 64, 64) {
+            let layers = vec![LayerSpec {
+                shape,
+                images: 1,
+                planes: 1,
+                shift: 0,
+            }];
+            let plain = Program::new(Form::Words, layers, vec![]).unwrap();
+            assert_eq!(limits.admit(&plain), Ok(()));
+            let expanded = TooMuch::Expanded {
+                limit: 4 * 63 * 64,
+                got: 4 * 64 * 64,
+            };
+            assert_eq!(limits.admit(&plain.with_held(Held::Seed)), Err(expanded));
         }
     }
 

@@ -212,7 +212,7 @@ impl Store {
     /// limits, the engine refuses it or what the engine holds of it finds no room.
     pub fn admit(
         &self,
-        reservation: Reservation,
+        mut reservation: Reservation,
         blob: Vec<u8>,
         program_bytes: usize,
         digest: Digest,
@@ -226,6 +226,8 @@ impl Store {
         self.limits
             .admit(upload.program())
             .map_err(StoreError::Program)?;
+        // A seed is small and what follows from it is not: room first.
+        reservation.grow(upload.program().expanded_bytes())?;
         let loaded = self.backend.load(&upload).map_err(StoreError::Backend)?;
         let (bytes, total) = (loaded.bytes(), upload.blob().len() as u64);
         let program = upload.program().clone();
@@ -318,6 +320,27 @@ pub struct Reservation {
 impl std::fmt::Debug for Reservation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reservation({} bytes)", self.bytes)
+    }
+}
+
+impl Reservation {
+    /// Promises room for what the upload grows to.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where what is in use leaves no room; what was promised stays so.
+    fn grow(&mut self, bytes: u64) -> Result<(), StoreError> {
+        let bytes = bytes.max(self.bytes);
+        let mut inner = self.store.inner();
+        // In the place of the promise that there is, not beside it.
+        inner.uploads -= 1;
+        inner.reserved -= self.bytes;
+        let room = inner.make_room(bytes, &self.store.limits);
+        if room.is_ok() {
+            self.bytes = bytes;
+        }
+        inner.uploads += 1;
+        inner.reserved += self.bytes;
+        room
     }
 }
 

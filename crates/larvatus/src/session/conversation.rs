@@ -285,9 +285,9 @@ impl Conversation {
     }
 
     /// What the worker may send now.
-    pub(super) fn limits(&self, model: &WorkerModel) -> FrameLimits {
+    pub(super) fn limits(&self, model: Option<&WorkerModel>) -> FrameLimits {
         let words = match &self.state {
-            State::Answers => model.program().largest_answer(),
+            State::Answers => model.map_or(0, |model| model.program().largest_answer()),
             State::Welcome(_)
             | State::Verdict(_)
             | State::Upload { .. }

@@ -87,6 +87,15 @@ struct Awaited {
     last_sent: [Now; 2],
 }
 
+/// What the words that are opened are.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// One worker's, to be checked with these vectors or with the round's own.
+    Claim(Option<&'a Checks>),
+    /// The sum of two answers that were checked one by one.
+    Verified,
+}
+
 /// One of two workers' part in a round.
 struct Half {
     /// ⟨a, x⟩ by call and image.
@@ -239,9 +248,13 @@ impl Flight {
             return Err(nothing_awaited());
         };
         self.down += (HEADER + 8 + 4 * words.len()) as u64;
-        let Some(shares) = kit.shares else {
-            self.open_whole(words, kit.checking.shared(), desk, now)?;
-            return Ok(true);
+        let shares = match (kit.shares, awaited.halves.is_empty()) {
+            (None, true) => {
+                self.open_whole(words, Source::Claim(kit.checking.shared()), desk, now)?;
+                return Ok(true);
+            }
+            (Some(shares), false) => shares,
+            (None, false) | (Some(_), true) => return Err(nothing_awaited()),
         };
         // Each by itself, before anything is added.
         let round = (awaited.round, &self.plan.rounds()[awaited.round]);
@@ -253,8 +266,7 @@ impl Flight {
         let mut answers = awaited.halves.iter_mut().map(|half| half.answer.take());
         match (answers.next().flatten(), answers.next().flatten()) {
             (Some(first), Some(second)) => {
-                let none = Checks::none();
-                self.open_whole(&first.join(&second), Some(&none), desk, now)?;
+                self.open_whole(&first.join(&second), Source::Verified, desk, now)?;
                 Ok(true)
             }
             (first, second) => {
@@ -270,7 +282,7 @@ impl Flight {
     fn open_whole(
         &mut self,
         words: &Words,
-        shared: Option<&Checks>,
+        source: Source<'_>,
         desk: &mut Desk,
         now: Now,
     ) -> Result<(), InferError> {
@@ -296,7 +308,10 @@ impl Flight {
         }
         let none = Checks::none();
         let fresh = awaited.fresh.as_ref();
-        let checks = fresh.or(shared).unwrap_or(&none);
+        let checks = match source {
+            Source::Claim(shared) => fresh.or(shared).unwrap_or(&none),
+            Source::Verified => &none,
+        };
         let mut unmasks = awaited.unmasks.into_iter();
         let mut at = 0;
         let mut answers = Vec::with_capacity(planned.calls.len());
@@ -314,8 +329,11 @@ impl Flight {
                 .map(|slot| self.inference.floats(slot))
                 .transpose()?;
             let vectors = checks.layer(*id).map_or(0, |checks| checks.v.len());
-            let verified = !awaited.halves.is_empty();
-            if !verified && vectors != self.plan.repetitions() {
+            let wanted = match source {
+                Source::Claim(_) => self.plan.repetitions(),
+                Source::Verified => 0,
+            };
+            if vectors != wanted {
                 return Err(InferError::Local {
                     message: "an answer without its check vectors".to_owned(),
                 });

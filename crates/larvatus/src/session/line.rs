@@ -8,7 +8,7 @@ use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::words::Memory;
 
 use super::conversation::Conversation;
-use super::{InferenceId, Session, Settings};
+use super::{InferenceId, Session, Settings, model};
 use crate::error::InferError;
 
 /// What a session has for each of its workers.
@@ -75,8 +75,8 @@ impl Session {
 
 impl Machine for WorkerLine<'_> {
     fn limits(&self) -> FrameLimits {
-        let model = self.session.model(self.line);
-        self.session.lines[self.line].conversation.limits(model)
+        let conversation = &self.session.lines[self.line].conversation;
+        conversation.limits(self.session.model(self.line))
     }
 
     fn lend(&mut self, memory: Arc<dyn Memory>) {
@@ -103,10 +103,7 @@ impl Machine for WorkerLine<'_> {
             ..
         } = &mut *self.session;
         let done = *closing && flights.is_empty() && waiting.is_empty();
-        let model = match shares {
-            Some(shares) => shares.model(self.line),
-            None => plan.worker_model(),
-        };
+        let model = model(plan, shares.as_ref(), self.line)?;
         lines[self.line].conversation.transmit(model, done, now)
     }
 
@@ -135,9 +132,8 @@ impl Machine for WorkerLine<'_> {
         let Some(after) = settings.retry_after else {
             return;
         };
-        let model = match shares {
-            Some(shares) => shares.model(self.line),
-            None => plan.worker_model(),
+        let Some(model) = model(plan, shares.as_ref(), self.line) else {
+            return;
         };
         let conversation = &mut lines[self.line].conversation;
         conversation.retry(model, now);
