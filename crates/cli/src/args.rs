@@ -96,6 +96,13 @@ pub(crate) struct Run {
     /// Seconds to wait for any reply of a worker.
     #[arg(long, default_value_t = 60, value_name = "S")]
     pub(crate) timeout: u64,
+    /// Seconds after which workers are not waited for any longer, all of them together, from the first connection on.
+    #[arg(long, value_name = "S")]
+    pub(crate) deadline: Option<f64>,
+    /// Compute here what no worker has finished: the same integer network, the same bits. Where a worker lied, too; the exit
+    /// code and the report say so all the same.
+    #[arg(long)]
+    pub(crate) finish_locally: bool,
     /// Write every integer linear layer of each inference (specification, input, weights, answer)
     /// to this folder, for `scripts/layers.py`; needs `--preset local-exact`.
     #[arg(long, value_name = "DIR")]

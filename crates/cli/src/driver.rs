@@ -4,11 +4,11 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use larvatus::error::{DealerMisbehaved, InferError, WorkerFailed, WorkerMisbehaved};
+use larvatus::exact::run_exact;
 use larvatus::plan::Plan;
-use larvatus::policy::Secrecy;
 use larvatus::secret::Entropy;
 use larvatus::session::{InferenceId, Output, Session, Settings};
 use larvatus::store::Store;
@@ -17,6 +17,7 @@ use larvatus_host::pump::{Options, Progress};
 use larvatus_host::{Address, Clock, LinkError, OpenError, Pump, entropy, process_cpu};
 use larvatus_proto::machine::Machine;
 
+use crate::crews::Crews;
 use crate::dealer::Dealer;
 use crate::memory::Memory;
 use crate::parties::Parties;
@@ -29,6 +30,9 @@ const STEP: Duration = Duration::from_millis(200);
 /// Longest look at one of two workers before the other's turn.
 const BRIEF: Duration = Duration::from_millis(20);
 
+/// How long a link is tried whose time is over.
+const INSTANT: Duration = Duration::from_millis(1);
+
 /// The same while tickets are awaited.
 const SOON: Duration = Duration::from_millis(2);
 
@@ -38,11 +42,13 @@ pub(crate) struct Outcome {
     pub(crate) outputs: Vec<Output>,
     pub(crate) cpu: Cpu,
     pub(crate) wall: Duration,
-    /// Address and name of the worker that answered last.
-    pub(crate) worker: String,
+    /// Address and name of the worker that answered last, where one was reached.
+    pub(crate) worker: Option<String>,
     pub(crate) lie: Option<Lie>,
     /// Workers that failed before, and why.
     pub(crate) failures: Vec<String>,
+    /// Inferences that no worker finished and that were computed here.
+    pub(crate) here: usize,
     /// Where the tickets came from.
     pub(crate) sources: Sources,
     /// From the first inference to the last output on the worker that answered last; with tickets made ahead, these
@@ -60,6 +66,16 @@ pub(crate) struct Manner<'a> {
     pub(crate) show: bool,
     /// Whether all tickets are at hand before the first inference begins.
     pub(crate) ahead: bool,
+    pub(crate) rescue: Rescue,
+}
+
+/// What is done where workers do not get through.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rescue {
+    /// Computes here what no worker has finished, a liar's inferences too.
+    pub(crate) here: bool,
+    /// Workers are not waited for any longer than this, all together.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// A party caught lying.
@@ -77,7 +93,8 @@ pub(crate) enum Lie {
 }
 
 /// Runs `inputs` on the first of `workers` that serves, or on the first two where the plan takes two;
-/// the next step in where one fails. Tickets are those of `store` while it has some.
+/// the next step in where one fails, those that have not failed yet before others. Tickets are those of
+/// `store` while it has some.
 pub(crate) fn drive(
     plan: &Arc<Plan>,
     workers: &[String],
@@ -88,23 +105,48 @@ pub(crate) fn drive(
 ) -> Result<Outcome> {
     let settings = manner.settings;
     let before = process_cpu();
+    let until = manner
+        .rescue
+        .deadline
+        .map(|within| (Instant::now() + within, within));
     let dealer = Dealer::start(plan, parties, settings.answer_within)?;
     let mut tickets = Tickets::new(store, dealer);
     let mut outputs: Vec<Option<Output>> = inputs.iter().map(|_| None).collect();
-    let mut cpu = Cpu {
-        online: 0.0,
-        offline: millis(process_cpu() - before),
+    let mut outcome = Outcome {
+        outputs: Vec::new(),
+        cpu: Cpu {
+            online: 0.0,
+            offline: millis(process_cpu() - before),
+        },
+        wall: Duration::ZERO,
+        worker: None,
+        lie: None,
+        failures: Vec::new(),
+        here: 0,
+        sources: Sources::default(),
+        inferring: Duration::ZERO,
+        idle: Duration::ZERO,
+        memory: Memory::default(),
     };
-    let mut wall = Duration::ZERO;
-    let mut failures = Vec::new();
-    for crew in crews(plan, workers) {
+    let mut crews = Crews::of(plan, workers);
+    let mut done = false;
+    while let Some(crew) = crews.next() {
         let open: Vec<usize> = (0..inputs.len())
             .filter(|ix| outputs[*ix].is_none())
             .collect();
-        let mut run = match Run::connect(plan, &crew, parties, settings, manner.show) {
+        if let Some((_, within)) = until.filter(|(end, _)| Instant::now() >= *end) {
+            let why = overdue(within);
+            let told = |last: &String| last.ends_with(&why);
+            if !outcome.failures.last().is_some_and(told) {
+                outcome.failures.push(why);
+            }
+            break;
+        }
+        let mut run = match Run::connect(plan, &crew, parties, manner, until) {
             Ok(run) => run,
-            Err(why) => {
-                failures.push(why);
+            Err(Unreached { line, why }) => {
+                outcome.failures.push(why);
+                crews.failed(line.map(|line| crew[line]));
                 continue;
             }
         };
@@ -113,9 +155,9 @@ pub(crate) fn drive(
             End::Done => run.infer(inputs, &mut tickets, &open, &mut outputs, manner.ahead)?,
             other => other,
         };
-        wall += started.elapsed();
-        cpu.online += run.cpu.online;
-        cpu.offline += run.cpu.offline;
+        outcome.wall += started.elapsed();
+        outcome.cpu.online += run.cpu.online;
+        outcome.cpu.offline += run.cpu.offline;
         let named = |line: usize| {
             let name = run.session.worker_name(line).unwrap_or("unnamed");
             format!("{} ({name})", crew[line])
@@ -126,10 +168,15 @@ pub(crate) fn drive(
             Some(line) => named(line),
             None => (0..crew.len()).map(named).collect::<Vec<_>>().join(" and "),
         };
-        let lie = match end {
+        outcome.inferring = run.inferring;
+        outcome.idle = run.idle;
+        outcome.memory = run.memory;
+        outcome.lie = match end {
             End::Done => None,
             End::Failed(why) => {
-                failures.push(of_worker(crew[ended_by.unwrap_or(0)], &why));
+                let who = crew[ended_by.or(run.denied_by).unwrap_or(0)];
+                outcome.failures.push(of_worker(who, &why));
+                crews.failed(Some(who));
                 continue;
             }
             End::Lied(what) => {
@@ -146,35 +193,64 @@ pub(crate) fn drive(
                 what,
             }),
         };
-        let outputs = outputs.into_iter().flatten().collect();
-        return Ok(Outcome {
-            outputs,
-            cpu,
-            wall,
-            worker,
-            lie,
-            failures,
-            sources: tickets.sources,
-            inferring: run.inferring,
-            idle: run.idle,
-            memory: run.memory,
-        });
+        outcome.worker = Some(worker);
+        done = true;
+        break;
     }
-    anyhow::bail!("no worker could do it: {}", failures.join("; "))
+    if manner.rescue.here {
+        outcome.finish_here(plan, inputs, &mut outputs)?;
+    } else if !done {
+        bail!("no worker could do it: {}", outcome.failures.join("; "));
+    }
+    outcome.outputs = outputs.into_iter().flatten().collect();
+    outcome.sources = tickets.sources;
+    Ok(outcome)
 }
 
-/// Who serves together, in the order in which they are tried: one worker, or two of them.
-fn crews<'a>(plan: &Plan, workers: &'a [String]) -> Vec<Vec<&'a str>> {
-    match plan.policy().secrecy() {
-        Secrecy::Public => workers.iter().map(|one| vec![one.as_str()]).collect(),
-        Secrecy::TwoWorkers => {
-            let pairs = workers.iter().enumerate().flat_map(|(index, first)| {
-                let others = workers[index + 1..].iter();
-                others.map(move |second| vec![first.as_str(), second.as_str()])
+impl Outcome {
+    /// Computes what is open without any worker: the same integer network, so the same bits.
+    fn finish_here(
+        &mut self,
+        plan: &Arc<Plan>,
+        inputs: &[Vec<Tensor>],
+        outputs: &mut [Option<Output>],
+    ) -> Result<()> {
+        for (at, (output, input)) in outputs.iter_mut().zip(inputs).enumerate() {
+            if output.is_some() {
+                continue;
+            }
+            let (started, cpu) = (Instant::now(), process_cpu());
+            let tensors = run_exact(plan, input.clone());
+            let tensors = tensors.with_context(|| format!("input {}", at + 1))?;
+            let wall = started.elapsed();
+            self.wall += wall;
+            self.cpu.online += millis(process_cpu() - cpu);
+            self.here += 1;
+            *output = Some(Output {
+                tensors,
+                up: 0,
+                down: 0,
+                round_trips: 0,
+                wall,
+                waiting: Duration::ZERO,
             });
-            pairs.collect()
         }
+        if self.worker.is_none() && self.memory.peak_resident.is_none() {
+            self.memory = Memory::of_process();
+        }
+        Ok(())
     }
+}
+
+/// Why workers are not waited for any longer.
+fn overdue(within: Duration) -> String {
+    format!("not done within {within:?}; --deadline allows more")
+}
+
+/// Why there is no conversation with a crew, and whose fault that is.
+struct Unreached {
+    line: Option<usize>,
+    why: String,
 }
 
 /// A failure, with the worker's address in it.
@@ -216,6 +292,10 @@ struct Run {
     show: bool,
     /// Why the other end does not talk to us.
     denied: Option<String>,
+    /// Which end that is.
+    denied_by: Option<usize>,
+    /// When workers are not waited for any longer, and how long that was at first.
+    until: Option<(Instant, Duration)>,
 }
 
 impl Run {
@@ -227,27 +307,41 @@ impl Run {
         plan: &Arc<Plan>,
         crew: &[&str],
         parties: &Parties,
-        settings: &Settings,
-        show: bool,
-    ) -> Result<Self, String> {
+        manner: &Manner<'_>,
+        until: Option<(Instant, Duration)>,
+    ) -> Result<Self, Unreached> {
         let before = process_cpu();
+        let settings = manner.settings;
+        let patience = || match until {
+            None => settings.answer_within,
+            Some((end, _)) => {
+                let left = end.saturating_duration_since(Instant::now());
+                // Zero is no timeout for a socket.
+                settings.answer_within.min(left).max(INSTANT)
+            }
+        };
+        let failed = |line: usize, why: &str| Unreached {
+            line: Some(line),
+            why: of_worker(crew[line], why),
+        };
         let mut links = Vec::with_capacity(crew.len());
-        for address in crew {
+        for (line, address) in crew.iter().enumerate() {
             let connect = || {
                 let parsed: Address = address.parse()?;
-                let link = parties.connect(&parsed, settings.answer_within)?;
+                let link = parties.connect(&parsed, patience())?;
                 anyhow::Ok((parsed, link))
             };
-            let failed = |err| of_worker(address, &next_step(address, &err));
-            links.push(connect().map_err(failed)?);
+            links.push(connect().map_err(|err| failed(line, &next_step(address, &err)))?);
         }
         let addresses: Vec<&Address> = links.iter().map(|(address, _)| address).collect();
         let apart = match addresses[..] {
-            [first, second] => Some(
-                parties
-                    .apart(first, second)
-                    .map_err(|err| format!("{err:#}"))?,
-            ),
+            [first, second] => {
+                let apart = parties.apart(first, second);
+                Some(apart.map_err(|err| Unreached {
+                    line: None,
+                    why: format!("{err:#}"),
+                })?)
+            }
             _ => None,
         };
         let settings = &Settings {
@@ -255,22 +349,21 @@ impl Run {
             apart,
             ..settings.clone()
         };
-        let open = |err: anyhow::Error| of_worker(crew[0], &format!("{err:#}"));
-        let entropy = entropy().map_err(|err| open(err.into()))?;
+        let entropy = entropy().map_err(|err| failed(0, &err.to_string()))?;
         let session = Session::new(Arc::clone(plan), Entropy::new(entropy), settings.clone());
         let clock = Clock::start();
         // Room for every answer that may be on its way, so that both sides can write at once.
         let program = plan.worker_model().program();
         let largest = 4 * program.largest_answer() as u64 + 1024;
         let options = Options {
-            write_timeout: settings.answer_within,
+            write_timeout: patience(),
             room: Options::default()
                 .room
                 .max(settings.window as u64 * largest),
         };
-        let pumps = links.into_iter().zip(crew).map(|((_, link), address)| {
+        let pumps = links.into_iter().enumerate().map(|(line, (_, link))| {
             let pump = Pump::new(link, clock, options);
-            pump.map_err(|err| of_worker(address, &err.to_string()))
+            pump.map_err(|err| failed(line, &err.to_string()))
         });
         let pumps = pumps.collect::<Result<_, _>>()?;
         let cpu = Cpu {
@@ -285,8 +378,10 @@ impl Run {
             inferring: Duration::ZERO,
             idle: Duration::ZERO,
             memory: Memory::default(),
-            show,
+            show: manner.show,
             denied: None,
+            denied_by: None,
+            until,
         })
     }
 
@@ -312,22 +407,18 @@ impl Run {
         Ok(end)
     }
 
-    /// How the session has failed, if it has. Who never introduced itself as a worker does not
-    /// lie: it is something else.
+    /// How the session has failed, if it has.
     fn failure(&self) -> Option<End> {
         if let Some(why) = &self.denied {
             return Some(End::Failed(format!(
                 "{why}; --identity names the one to use"
             )));
         }
-        Some(match self.session.failure()? {
-            InferError::Worker(WorkerMisbehaved::Malformed(why))
-                if self.session.worker_name(0).is_none() =>
-            {
-                End::Failed(format!(
-                    "what answers there is no larvatus worker ({why}); check the address"
-                ))
-            }
+        let Some(why) = self.session.failure() else {
+            let late = self.until.filter(|(end, _)| Instant::now() >= *end);
+            return late.map(|(_, within)| End::Failed(overdue(within)));
+        };
+        Some(match why {
             InferError::Worker(lie) => End::Lied(lie.clone()),
             InferError::Failed(slow @ WorkerFailed::TimedOut { .. }) => {
                 End::Failed(format!("{slow}; --timeout allows it more"))
@@ -338,20 +429,24 @@ impl Run {
 
     /// Lets every link move what it can; where none can, waits for a worker that owes something.
     fn step(&mut self, wait: Duration) -> Result<()> {
+        let wait = match self.until {
+            None => wait,
+            Some((end, _)) => wait.min(end.saturating_duration_since(Instant::now())),
+        };
         if let [pump] = &mut self.pumps[..] {
             let stepped = pump.step(&mut self.session, wait);
-            return self.stepped(stepped);
+            return self.stepped(0, stepped);
         }
         let mut idle = true;
         for line in 0..self.pumps.len() {
             let stepped = self.pumps[line].step(&mut self.session.line(line), Duration::ZERO);
             idle &= matches!(stepped, Ok(Progress::Idle | Progress::Finished));
-            self.stepped(stepped)?;
+            self.stepped(line, stepped)?;
         }
         let owes = |line: &usize| self.session.line(*line).deadline().is_some();
         if idle && let Some(line) = (0..self.pumps.len()).find(owes) {
             let stepped = self.pumps[line].step(&mut self.session.line(line), wait.min(BRIEF));
-            self.stepped(stepped)?;
+            self.stepped(line, stepped)?;
         }
         Ok(())
     }
@@ -361,10 +456,11 @@ impl Run {
         self.pumps.iter().map(|pump| pump.traffic().waited).sum()
     }
 
-    fn stepped(&mut self, stepped: Result<Progress, LinkError>) -> Result<()> {
+    fn stepped(&mut self, line: usize, stepped: Result<Progress, LinkError>) -> Result<()> {
         match stepped {
             Err(LinkError::Io(error)) if error.kind() == ErrorKind::PermissionDenied => {
                 self.denied = Some(error.to_string());
+                self.denied_by = Some(line);
                 Ok(())
             }
             // The session knows why the link ended and says it better.

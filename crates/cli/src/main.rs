@@ -4,6 +4,7 @@
 
 mod args;
 mod cmd;
+mod crews;
 mod dealer;
 mod driver;
 mod input;

@@ -30,6 +30,9 @@ pub(crate) struct Report {
     pub(crate) worker: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tickets: Option<Tickets>,
+    /// Inferences that no worker finished and that were computed here.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) finished_here: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) inferences: Vec<Single>,
 }
@@ -171,9 +174,14 @@ impl Report {
             layers: layers(plan.rows(), preset),
             worker: None,
             tickets: None,
+            finished_here: 0,
             inferences: Vec::new(),
         }
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 fn layers(rows: Vec<Row>, preset: &str) -> Vec<LayerField> {

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{load, nothing_pays, plan, rates, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
-use crate::driver::{Manner, Outcome, drive, millis};
+use crate::driver::{Manner, Outcome, Rescue, drive, millis};
 use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Bytes;
@@ -275,6 +275,7 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: false,
+            rescue: Rescue::default(),
         };
         forget_peak_resident();
         self.warm_up(plan, parties, &manner)?;
@@ -298,6 +299,7 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: true,
+            rescue: Rescue::default(),
         };
         self.warm_up(plan, parties, &manner)?;
         let worker = || self.own.as_ref().and_then(OwnWorker::cpu);

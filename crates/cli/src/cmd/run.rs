@@ -17,7 +17,7 @@ use larvatus_host::thread_cpu;
 use super::{Named, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
-use crate::driver::{Lie, Manner, Outcome, drive, millis};
+use crate::driver::{Lie, Manner, Outcome, Rescue, drive, millis};
 use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
@@ -102,11 +102,22 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                 None => None,
             };
             let outcome = split(args, &parties, store, &plan, &inputs)?;
-            report.worker = Some(outcome.worker.clone());
+            report.worker.clone_from(&outcome.worker);
+            report.finished_here = outcome.here;
             let stored = outcome.sources.stored;
             tell_tickets(&mut report, &plan, &outcome.sources);
             for failure in &outcome.failures {
-                eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
+                let then = match outcome.worker {
+                    Some(_) => "the next one stepped in",
+                    None => "no other served",
+                };
+                eprintln!("larvatus: worker failed, {then}: {failure}");
+            }
+            if outcome.here > 0 {
+                let (here, all) = (outcome.here, inputs.len());
+                eprintln!(
+                    "larvatus: {here} of {all} inferences were finished here, without a worker"
+                );
             }
             let (split_results, split_lie) = from_outcome(outcome);
             results = split_results;
@@ -124,6 +135,10 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     };
     match lie {
         None => finish(args, report, results, &names),
+        Some(why) if args.finish_locally => {
+            finish(args, report, results, &names)?;
+            Ok(Verdict::Rejected(why))
+        }
         Some(why) => {
             fill(&mut report, &results);
             write_report(args, &report)?;
@@ -388,10 +403,19 @@ fn split(
         true => &args.worker,
         false => &started,
     };
+    let deadline = match args.deadline.map(Duration::try_from_secs_f64) {
+        None => None,
+        Some(Ok(deadline)) => Some(deadline),
+        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
+    };
     let manner = Manner {
         settings: &settings,
         show: !args.json,
         ahead: false,
+        rescue: Rescue {
+            here: args.finish_locally,
+            deadline,
+        },
     };
     drive(plan, workers, parties, store, inputs, &manner)
 }
@@ -445,6 +469,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         layers: Vec::new(),
         worker: None,
         tickets: None,
+        finished_here: 0,
         inferences: Vec::new(),
     }
 }

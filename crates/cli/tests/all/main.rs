@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod common;
 mod dealing;
+mod every_step;
 mod failures;
 mod liars;
 mod onnx;
