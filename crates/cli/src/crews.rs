@@ -8,6 +8,8 @@ pub(crate) struct Crews<'a> {
     /// Those that were not tried, in the order in which they were named.
     left: Vec<Vec<&'a str>>,
     failed: Vec<&'a str>,
+    /// Those that had other work.
+    busy: Vec<Vec<&'a str>>,
 }
 
 impl<'a> Crews<'a> {
@@ -26,6 +28,7 @@ impl<'a> Crews<'a> {
         Self {
             left,
             failed: Vec::new(),
+            busy: Vec::new(),
         }
     }
 
@@ -44,6 +47,19 @@ impl<'a> Crews<'a> {
     }
 }
 
+impl<'a> Crews<'a> {
+    /// Notes that a crew was refused because a member of it was busy.
+    pub(crate) fn busy(&mut self, crew: Vec<&'a str>) {
+        self.busy.push(crew);
+    }
+
+    /// Lets those that were busy be tried again; `false` where there are none.
+    pub(crate) fn again(&mut self) -> bool {
+        self.left.append(&mut self.busy);
+        !self.left.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +68,7 @@ mod tests {
         let mut crews = Crews {
             left: left.iter().map(|crew| crew.to_vec()).collect(),
             failed: Vec::new(),
+            busy: Vec::new(),
         };
         let mut tried = Vec::new();
         while let Some(crew) = crews.next() {

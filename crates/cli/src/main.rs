@@ -4,10 +4,13 @@
 
 mod args;
 mod cmd;
+mod compare;
 mod crews;
 mod dealer;
 mod driver;
+mod feed;
 mod input;
+mod known;
 mod memory;
 mod output;
 mod parties;

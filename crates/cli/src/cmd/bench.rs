@@ -275,6 +275,7 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
             rescue: Rescue::default(),
         };
         forget_peak_resident();
@@ -299,6 +300,7 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: true,
+            camera: None,
             rescue: Rescue::default(),
         };
         self.warm_up(plan, parties, &manner)?;

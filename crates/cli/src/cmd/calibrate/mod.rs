@@ -262,6 +262,7 @@ impl Split {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
             rescue: Rescue::default(),
         };
         let run = |runs| {
