@@ -51,6 +51,9 @@ pub(crate) struct Outcome {
     pub(crate) inferring: Duration,
     /// Of that, how long there was nothing to do but wait for the worker.
     pub(crate) idle: Duration,
+    /// Milliseconds of CPU from one output to the next on the worker that answered last, offline work not
+    /// counted: what each inference took where one is in flight at a time.
+    pub(crate) each: Vec<f64>,
     pub(crate) memory: Memory,
 }
 
@@ -125,6 +128,7 @@ pub(crate) fn drive(
         sources: Sources::default(),
         inferring: Duration::ZERO,
         idle: Duration::ZERO,
+        each: Vec::new(),
         memory: Memory::default(),
     };
     let mut crews = Crews::of(plan, workers);
@@ -178,6 +182,7 @@ pub(crate) fn drive(
         let busy = matches!(end, End::Busy(_));
         outcome.inferring = run.inferring;
         outcome.idle = run.idle;
+        outcome.each = std::mem::take(&mut run.each);
         outcome.memory = run.memory;
         feed.give_back();
         outcome.lie = match end {

@@ -83,6 +83,7 @@ pub(super) struct Run {
     pub(super) cpu: Cpu,
     pub(super) inferring: Duration,
     pub(super) idle: Duration,
+    pub(super) each: Vec<f64>,
     pub(super) memory: Memory,
     show: bool,
     /// Why the other end does not talk to us.
@@ -172,6 +173,7 @@ impl Run {
             cpu,
             inferring: Duration::ZERO,
             idle: Duration::ZERO,
+            each: Vec::new(),
             memory: Memory::default(),
             show: manner.show,
             denied: None,
@@ -307,6 +309,7 @@ impl Run {
         let waited = self.waited();
         let mut begun: Vec<(InferenceId, usize)> = Vec::new();
         let mut local = None;
+        let mut counted = Duration::ZERO;
         // Inputs that fail on this side, whoever computes.
         let mut unfit = Vec::new();
         let bar = self.bar("inferences", open as u64, "{pos}/{len}");
@@ -357,6 +360,10 @@ impl Run {
             self.wait(pause.map_or(wait, |pause| wait.min(pause)))?;
             while let Some((id, result)) = self.session.poll() {
                 bar.inc(1);
+                let dealt = tickets.dealing().saturating_sub(dealt_before);
+                let online = (process_cpu() - before).saturating_sub(offline + dealt);
+                self.each.push(millis(online.saturating_sub(counted)));
+                counted = online;
                 let input = begun.iter().find(|(begun, _)| *begun == id);
                 match (result, input) {
                     (Ok(output), Some((_, input))) => {
