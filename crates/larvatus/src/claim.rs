@@ -232,7 +232,11 @@ impl Scratch {
 }
 
 /// All rows in bands that fit the cache, or in one where nothing is copied.
-fn bands(rows: usize, cols: usize, in_place: bool) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn bands(
+    rows: usize,
+    cols: usize,
+    in_place: bool,
+) -> impl Iterator<Item = Range<usize>> {
     let height = if in_place {
         rows.max(1)
     } else {
@@ -243,7 +247,8 @@ fn bands(rows: usize, cols: usize, in_place: bool) -> impl Iterator<Item = Range
         .map(move |start| start..rows.min(start + height))
 }
 
-fn add(sums: &mut [Fp], terms: &[Fp]) {
+/// Adds sums of a band to those of the bands before.
+pub(crate) fn add(sums: &mut [Fp], terms: &[Fp]) {
     sums.iter_mut()
         .zip(terms)
         .for_each(|(sum, term)| *sum += *term);

@@ -6,7 +6,10 @@
 use larvatus_kernels::check::agree;
 use larvatus_kernels::field::Fp;
 use larvatus_kernels::reveal::{Claim, Factors, RankOne, check_sums};
+use larvatus_proto::words::Words;
 use zeroize::Zeroizing;
+
+use crate::claim::{add, bands};
 
 /// v and a of each repetition. Whoever knows them can forge; cleared when dropped, as [`RankOne`] is.
 pub(crate) struct Equations {
@@ -52,18 +55,52 @@ impl Equations {
     pub(crate) fn holds(&self, y: &[u32], expected: &[Fp]) -> Result<(), Wrong> {
         let factors: Vec<Factors<'_>> = self.v.iter().map(RankOne::factors).collect();
         let found = check_sums(&claim(y, &self.v), &factors);
-        let equal = bool::from(agree(expected, &found.dots));
-        if !found.canonical {
-            return Err(Wrong::NotCanonical);
-        }
-        if !equal {
-            let differs = |(dot, expected)| dot != expected;
-            let first = found.dots.iter().zip(expected).position(differs);
-            let repetition = first.unwrap_or(0);
-            return Err(Wrong::Product { repetition });
-        }
-        Ok(())
+        judge(found.canonical, &found.dots, expected)
     }
+
+    /// The same for an answer of `count` words that is copied from `words`, from the length of `own` on, to the end of `own`: by
+    /// bands of rows, so that it is still in the cache when it is looked at. What is looked at is the copy.
+    ///
+    /// # Errors
+    /// [`Wrong`].
+    pub(crate) fn take(
+        &self,
+        (words, count): (&Words, usize),
+        own: &mut Vec<u32>,
+        expected: &[Fp],
+    ) -> Result<(), Wrong> {
+        let cols = self.v.first().map_or(count, |v| v.inner.len()).max(1);
+        let mut dots = Zeroizing::new(vec![Fp::ZERO; self.v.len()]);
+        let mut canonical = true;
+        for band in bands(count / cols, cols, false) {
+            let start = own.len();
+            own.resize(start + band.len() * cols, 0);
+            words.read(start, &mut own[start..]);
+            let factors = self.v.iter().map(|v| v.factors().rows(band.clone()));
+            let factors: Vec<Factors<'_>> = factors.collect();
+            let claim = Claim::new(&own[start..], None, band.len(), cols);
+            let claim = claim.expect("a band has its rows");
+            let found = check_sums(&claim, &factors);
+            canonical &= found.canonical;
+            add(&mut dots, &found.dots);
+        }
+        judge(canonical, &dots, expected)
+    }
+}
+
+/// What follows from the sums of one image.
+fn judge(canonical: bool, found: &[Fp], expected: &[Fp]) -> Result<(), Wrong> {
+    let equal = bool::from(agree(expected, found));
+    if !canonical {
+        return Err(Wrong::NotCanonical);
+    }
+    if !equal {
+        let differs = |(dot, expected)| dot != expected;
+        let first = found.iter().zip(expected).position(differs);
+        let repetition = first.unwrap_or(0);
+        return Err(Wrong::Product { repetition });
+    }
+    Ok(())
 }
 
 /// Words in the form of the vectors that they are multiplied with.

@@ -10,7 +10,7 @@ use larvatus_kernels::keystream::{Key, Purpose};
 use larvatus_kernels::linear::{Adjoint, Share, Split, adjoint_of_share};
 use larvatus_kernels::reveal::RankOne;
 use larvatus_proto::program::{LayerId, SEED, WorkerModel};
-use larvatus_proto::words::Words;
+use larvatus_proto::words::{Lent, Words};
 use zeroize::Zeroizing;
 
 use crate::equations::{Equations, Wrong};
@@ -145,21 +145,19 @@ impl Shares {
                 got: words.len(),
             });
         }
-        let words = words.to_vec();
+        let mut own = Vec::with_capacity(length);
         let mut lie = None;
-        let (mut rest, mut expected) = (&words[..], expected.iter());
+        let mut expected = expected.iter();
         for (id, images, each) in specs {
             let check = &self.checks[line][id.index()];
             for image in 0..images {
-                let (y, tail) = rest.split_at(each);
-                rest = tail;
                 let expected = expected.next().expect("one for each image");
-                let found = check.holds(y, expected);
+                let found = check.take((words, each), &mut own, expected);
                 let found = found.map_err(|wrong| misbehaved(wrong, id, image)).err();
                 lie = lie.or(found);
             }
         }
-        lie.map_or(Ok(Verified(words)), Err)
+        lie.map_or(Ok(Verified(own)), Err)
     }
 }
 
@@ -210,14 +208,30 @@ fn equations(
 pub(crate) struct Verified(Vec<u32>);
 
 impl Verified {
-    /// What the model's own weights make of the request: the sum of both workers' answers.
-    pub(crate) fn join(self, other: &Self) -> Words {
-        let mut words = self.0;
-        for (word, other) in words.iter_mut().zip(&other.0) {
-            // Both are below p, so the sum fits and one subtraction makes it canonical.
-            let sum = *word + *other;
-            *word = sum.min(sum.wrapping_sub(P));
-        }
-        words.into()
+    /// What the model's own weights make of the request: the sum of both workers' answers, added where it is read.
+    pub(crate) fn join(self, other: Self) -> Words {
+        Words::lent(Box::new(Sum(self.0, other.0)))
     }
+}
+
+/// Two answers as their sum mod p. Both are canonical and of one length.
+struct Sum(Vec<u32>, Vec<u32>);
+
+impl Lent for Sum {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read(&self, at: usize, into: &mut [u32]) {
+        let rest = |words: &'_ Vec<u32>| at.min(words.len())..words.len();
+        let pairs = self.0[rest(&self.0)].iter().zip(&self.1[rest(&self.1)]);
+        for (into, (first, second)) in into.iter_mut().zip(pairs) {
+            // Both are below p, so the sum fits and one subtraction makes it canonical.
+            let sum = first + second;
+            *into = sum.min(sum.wrapping_sub(P));
+        }
+    }
+
+    /// Nobody writes to what was verified.
+    fn write(&mut self, _: usize, _: &[u32]) {}
 }

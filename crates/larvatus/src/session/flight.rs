@@ -266,7 +266,7 @@ impl Flight {
         let mut answers = awaited.halves.iter_mut().map(|half| half.answer.take());
         match (answers.next().flatten(), answers.next().flatten()) {
             (Some(first), Some(second)) => {
-                self.open_whole(&first.join(&second), Source::Verified, desk, now)?;
+                self.open_whole(&first.join(second), Source::Verified, desk, now)?;
                 Ok(true)
             }
             (first, second) => {
