@@ -375,6 +375,64 @@ impl Op {
         }
     }
 
+    /// Numbers the constants that it names anew.
+    pub fn renumber(&mut self, number: impl Fn(ConstantId) -> ConstantId) {
+        let source = |source: &mut Source| {
+            if let Source::Constant(id) = source {
+                *id = number(*id);
+            }
+        };
+        let constant = |id: &mut ConstantId| *id = number(*id);
+        match self {
+            Self::Linear(linear) => {
+                constant(&mut linear.weights);
+                constant(&mut linear.factor);
+                linear.bias.iter_mut().for_each(constant);
+                linear.residual.iter_mut().for_each(source);
+            }
+            Self::Maxima { .. } => {}
+            Self::Attention { inputs, mask, .. } => {
+                inputs.iter_mut().chain(mask).for_each(source);
+            }
+            Self::Products { inputs, .. } => inputs.iter_mut().for_each(source),
+            Self::Chain { input, steps } => {
+                source(input);
+                for step in steps {
+                    if let Step::Binary(_, spread) = step {
+                        source(&mut spread.source);
+                    }
+                }
+            }
+            Self::Depthwise {
+                input,
+                filters,
+                bias,
+                ..
+            } => {
+                source(input);
+                constant(filters);
+                bias.iter_mut().for_each(constant);
+            }
+            Self::LayerNorm {
+                input, gamma, beta, ..
+            } => {
+                source(input);
+                gamma.iter_mut().chain(beta).for_each(constant);
+            }
+            Self::Softmax { input, .. }
+            | Self::MaxPool { input, .. }
+            | Self::SumPool { input, .. }
+            | Self::SumRows { input, .. }
+            | Self::View { input, .. }
+            | Self::Cast { input } => source(input),
+            Self::Concat { parts, .. } => parts.iter_mut().for_each(|part| source(&mut part.0)),
+            Self::Gather { table, indices, .. } => {
+                constant(table);
+                source(indices);
+            }
+        }
+    }
+
     /// Holds every size and place against what there is.
     pub(crate) fn check(&self, of: &impl Lookup) -> Result<Made, Problem> {
         let floats = |source: Source| match of.source(source)? {
