@@ -14,7 +14,15 @@ import struct
 import sys
 from pathlib import Path
 
-import numpy as np
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from tools import environment  # noqa: E402
+
+if __name__ == "__main__":
+    environment.enter()
+
+import numpy as np  # noqa: E402
 
 F = np.float32
 LEAF = 64 << 10
