@@ -12,10 +12,12 @@ use larvatus_graph::replay::Leaves;
 use larvatus_graph::run::Changing;
 use larvatus_graph::trace::Recorded;
 use larvatus_graph::{
-    Grain, Graph, Mismatch, ModelError, Order, Prepared, Recorder, RunError, TensorId, UnitId,
+    Grain, Graph, Mismatch, ModelError, Op, Order, Prepared, Recorder, RunError, TensorId, UnitId,
 };
 use larvatus_kernels::isa::Isa;
+use larvatus_kernels::linear::Shape;
 use larvatus_proto::commit::LeafId;
+use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
 use larvatus_testkit::chance::Chance;
 use larvatus_testkit::models::{self, Network};
@@ -38,6 +40,50 @@ fn networks() -> Vec<Network> {
 fn whole(network: &Network) -> Whole {
     Whole::of_plan(&network.plan(Hiding::Field))
         .unwrap_or_else(|why| panic!("{}: {why}", network.name))
+}
+
+/// The same program with small units, and images committed to line by line however small they are.
+fn fine(model: &larvatus_graph::Model) -> larvatus_graph::Model {
+    let graph = model.graph();
+    let (mut inputs, mut nodes) = (graph.inputs().to_vec(), graph.nodes().to_vec());
+    for input in &mut inputs {
+        if let [images, channels, lines, width] = input.shape[..] {
+            input.spec.order = Order::lines(images, channels, lines, width);
+        }
+    }
+    for node in &mut nodes {
+        node.order = match &node.op {
+            Op::Linear(linear) => match &linear.spec.shape {
+                Shape::Conv(conv) => {
+                    let plane = linear
+                        .pool
+                        .as_ref()
+                        .map_or_else(|| conv.output(), |pool| pool.output);
+                    let [lines, width] = match plane {
+                        // Lines that a product over planes does not know of.
+                        [1, pixels] if pixels % 3 == 0 => [3, pixels / 3],
+                        [1, pixels] if pixels % 2 == 0 => [2, pixels / 2],
+                        plane => plane,
+                    };
+                    Order::lines(linear.spec.images, conv.out_channels, lines, width)
+                }
+                Shape::MatMul(_) => Order::Flat,
+            },
+            Op::MaxPool { windows, .. }
+            | Op::SumPool { windows, .. }
+            | Op::Depthwise { windows, .. } => {
+                Order::lines(1, windows.planes, windows.output[0], windows.output[1])
+            }
+            _ => node.order,
+        };
+    }
+    let (constants, outputs) = (graph.constants().to_vec(), graph.outputs().to_vec());
+    let graph = Graph::new(inputs, constants, nodes, outputs).expect("the same sizes");
+    let mut blob = graph.with_grain(FINE).expect("few units").encode();
+    let graph_bytes = blob.len();
+    blob.extend(model.weights());
+    let digest = Digest::of_graph(&blob);
+    larvatus_graph::Model::from_blob(blob, graph_bytes, digest).expect("its own constants")
 }
 
 /// Maxima folded into a convolution with a residual, pooling of both kinds, a depthwise convolution, a strided view.
@@ -214,7 +260,7 @@ fn the_same_weights_in_two_planes_are_a_whole_network_too() {
     for network in networks() {
         let plan = network.plan_for(&policy);
         let whole = Whole::of_plan(&plan).expect("lowers");
-        let fine = whole.model().with_grain(FINE).expect("the same");
+        let fine = fine(whole.model());
         let prepared = Prepared::new(&fine).expect("weights fit");
         let expected = run_exact(&plan, network.random(3)).expect("runs");
         let values = whole.values(&network.random(3)).expect("its own inputs");
@@ -226,6 +272,34 @@ fn the_same_weights_in_two_planes_are_a_whole_network_too() {
         let leaves = all_leaves(&recorded, fine.graph());
         assert_eq!(first_lie(&fine, &leaves), None, "{}", network.name);
     }
+}
+
+#[test]
+fn a_depthwise_convolution_that_stays_has_a_meaning_in_floats() {
+    let network = models::small_cnn(1);
+    let name = network
+        .plan(Hiding::Field)
+        .layer_name(LayerId(1))
+        .to_owned();
+    let policy = Policy::from_toml(&format!("keep = [{name:?}]")).expect("a policy");
+    let plan = network.plan_for(&policy);
+    let whole = Whole::of_plan(&plan).expect("lowers");
+    let model = fine(whole.model());
+    let nodes = model.graph().nodes();
+    assert!(
+        nodes
+            .iter()
+            .any(|node| matches!(node.op, Op::Depthwise { .. }))
+    );
+    let prepared = Prepared::new(&model).expect("weights fit");
+    let expected = run_exact(&plan, network.random(3)).expect("runs");
+    let values = whole.values(&network.random(3)).expect("its own inputs");
+    let outputs = prepared.run(values, &mut ()).expect("runs");
+    let got = whole.tensors(&outputs).expect("its own outputs");
+    assert_eq!(floats(&expected[0]), floats(&got[0]));
+    let recorded = recorded(&whole, &prepared, &network, 3);
+    let leaves = all_leaves(&recorded, model.graph());
+    assert_eq!(first_lie(&model, &leaves), None);
 }
 
 #[test]
@@ -270,8 +344,11 @@ fn every_instruction_set_commits_to_the_same_trace() {
 fn units_share_out_every_element_once_and_an_honest_run_has_no_lie() {
     for network in networks() {
         let whole = whole(&network);
-        for grain in [Grain::default(), FINE] {
-            let model = whole.model().with_grain(grain).expect("the same");
+        let large = Grain::default();
+        let small = whole.model().with_grain(FINE).expect("few units");
+        assert_ne!(small.digest(), whole.model().digest());
+        assert_eq!(whole.model().graph().grain(), large);
+        for model in [whole.model().clone(), small, fine(whole.model())] {
             let graph = model.graph();
             let mut met: BTreeMap<TensorId, Vec<u32>> = BTreeMap::new();
             for unit in graph.units() {
@@ -321,7 +398,7 @@ fn a_changed_byte_of_any_tensor_is_seen_by_a_unit() {
     let mut chance = Chance::new(61);
     for network in networks() {
         let whole = whole(&network);
-        let model = whole.model().with_grain(FINE).expect("the same");
+        let model = fine(whole.model());
         let graph = model.graph();
         let prepared = Prepared::new(&model).expect("weights fit");
         let recorded = recorded(&whole, &prepared, &network, 7);
@@ -349,7 +426,7 @@ fn a_lie_that_is_continued_consistently_is_seen_where_it_was_told() {
     let mut chance = Chance::new(62);
     for network in networks() {
         let whole = whole(&network);
-        let model = whole.model().with_grain(FINE).expect("the same");
+        let model = fine(whole.model());
         let graph = model.graph();
         let prepared = Prepared::new(&model).expect("weights fit");
         for node in 0..graph.nodes().len() {
@@ -393,7 +470,7 @@ fn a_lie_that_is_continued_consistently_is_seen_where_it_was_told() {
 fn a_maximum_that_is_too_small_is_seen_by_units_that_use_it() {
     let network = models::small_cnn(1);
     let whole = whole(&network);
-    let model = whole.model().with_grain(FINE).expect("the same");
+    let model = fine(whole.model());
     let graph = model.graph();
     let prepared = Prepared::new(&model).expect("weights fit");
     let recorded = recorded(&whole, &prepared, &network, 9);
@@ -439,7 +516,7 @@ fn what_is_not_finite_has_no_trace() {
 #[test]
 fn draws_are_uniform_and_as_many_as_they_say() {
     let network = models::residual();
-    let model = whole(&network).model().with_grain(FINE).expect("the same");
+    let model = fine(whole(&network).model());
     let graph = model.graph();
     let count = graph.unit_count();
     assert!(count > 50, "{count}");
@@ -489,28 +566,55 @@ fn encodings_come_back_under_their_digest_only() {
         let refused = load(other.clone(), model.digest());
         assert!(matches!(refused, Err(ModelError::Digest { .. })));
         other.pop();
-        let digest = larvatus_proto::digest::Digest::of_graph(&other);
+        let digest = Digest::of_graph(&other);
         let refused = load(other, digest);
         assert!(matches!(refused, Err(ModelError::Length { .. })));
     }
 }
 
 #[test]
-fn lines_of_images_are_committed_to_side_by_side() {
-    let network = models::small_cnn(1);
+fn large_images_are_committed_to_line_by_line_and_small_ones_as_they_lie() {
+    let mut chance = Chance::new(54);
+    let pads = [Attribute::ints("pads", &[1; 4])];
+    let graph = Onnx::new()
+        .input("x", &[1, 3, 160, 150])
+        .floats("w0", &[4, 3, 3, 3], &chance.floats(108))
+        .floats("w1", &[2, 4, 1, 1], &chance.floats(8))
+        .node("Conv", &["x", "w0"], "c", &pads)
+        .node("Conv", &["c", "w1"], "y", &[])
+        .output("y", &[1, 2, 160, 150]);
+    let network = Network {
+        name: "large",
+        bytes: graph.model(),
+        input: vec![1, 3, 160, 150],
+    };
     let whole = whole(&network);
     let graph = whole.model().graph();
-    let order = Order::Lines {
-        images: 1,
-        channels: 3,
-        lines: 7,
-        width: 7,
-    };
-    assert_eq!(graph.inputs()[0].spec.order, order);
-    // Maxima are no lines; what convolutions make are.
-    let lines = graph
-        .nodes()
-        .iter()
-        .filter(|node| node.order != Order::Flat);
-    assert_eq!(lines.count(), 4);
+    let lines = |channels| Order::lines(1, channels, 160, 150);
+    assert_eq!(graph.inputs()[0].spec.order, lines(3));
+    // Maxima of x, c, maxima of c, y: 192 kB are opened whole.
+    let orders: Vec<Order> = graph.nodes().iter().map(|node| node.order).collect();
+    assert_eq!(orders, [Order::Flat, lines(4), Order::Flat, Order::Flat]);
+    // A unit opens a part of the image.
+    let prepared = Prepared::new(whole.model()).expect("weights fit");
+    let recorded = recorded(&whole, &prepared, &network, 4);
+    let leaves = all_leaves(&recorded, graph);
+    assert_eq!(first_lie(whole.model(), &leaves), None);
+    let small = whole.model().with_grain(Grain {
+        multiplications: 1 << 18,
+        elements: 1 << 14,
+    });
+    let small = small.expect("few units");
+    let convolution = small
+        .graph()
+        .units()
+        .filter(|unit| small.graph().node_of(*unit) == Some(1));
+    for unit in convolution {
+        assert!(
+            small.graph().needs(unit).len() <= 5,
+            "{}",
+            small.graph().describe(unit)
+        );
+        assert_eq!(small.replay(unit, &leaves), Ok(()));
+    }
 }

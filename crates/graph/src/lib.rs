@@ -29,6 +29,8 @@ pub mod pool;
 pub mod replay;
 pub mod run;
 pub mod tensor;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod units;
 
@@ -38,5 +40,5 @@ pub use op::{Linear, Op};
 pub use replay::Mismatch;
 pub use run::{Prepared, RunError};
 pub use tensor::{ConstantId, Kind, Order, Source, TensorId, TensorSpec, Values};
-pub use trace::{Recorder, Trace};
+pub use trace::{Collector, Digester, Recorder, Trace};
 pub use units::{Grain, UnitId};

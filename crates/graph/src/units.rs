@@ -380,7 +380,7 @@ fn cut_linear(grain: Grain, linear: &Linear, spec: &TensorSpec) -> Cut {
             let [height, width] = linear
                 .pool
                 .as_ref()
-                .map_or(conv.output(), |pool| pool.output);
+                .map_or_else(|| conv.output(), |pool| pool.output);
             let mut channels = Steps::whole(conv.out_channels);
             let (mut rows, mut cols) = (Steps::whole(height), Steps::whole(width));
             if height > 1 {

@@ -3,8 +3,8 @@
 //! `whole [--runs N] [--threads N] [--audit FRACTION] [--dump DIR] MODEL.onnx…`
 //!
 //! For each model: nodes, units, bytes of a trace and of the program without its weights; whether the outputs equal those of
-//! `run_exact` bit for bit; wall-clock medians of `run_exact`, of the program without a trace and with one that is committed
-//! to; the share of CPU time that committing takes; and one audit of the units that are drawn for a fraction of them (0.05): how
+//! `run_exact` bit for bit; wall-clock medians of `run_exact`, of the program without a trace, with one that is hashed, and
+//! with one whose tensors are kept too, and the shares of CPU time that these take; and one audit of the units that are drawn for a fraction of them (0.05): how
 //! many, the bytes of the opening, the time to verify it and to recompute them all. `--dump` writes these units' openings for `scripts/replay.py`.
 
 use std::fmt::Write;
@@ -18,7 +18,7 @@ use larvatus::plan::Plan;
 use larvatus::policy::Preset;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
 use larvatus::whole::Whole;
-use larvatus_graph::{Prepared, Recorder, UnitId};
+use larvatus_graph::{Digester, Prepared, Recorder, UnitId};
 use larvatus_proto::commit::Opened;
 
 fn main() -> ExitCode {
@@ -27,9 +27,9 @@ fn main() -> ExitCode {
     let mut dump: Option<PathBuf> = None;
     let mut arguments = std::env::args().skip(1);
     println!(
-        "| model | nodes | units | trace MB | program KB | equal | run_exact ms | whole ms | committed ms | commit CPU | audit: units | MB | ms |"
+        "| model | nodes | units | trace MB | program KB | equal | run_exact ms | whole ms | hashed ms | hashing CPU | kept ms | keeping CPU | audit: units | MB | ms |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|n| n.parse().ok());
         match argument.as_str() {
@@ -99,7 +99,14 @@ fn row(
     };
     let committed = median(runs, &mut committing)?;
     let recorded = kept.ok_or("no run")?;
-    let share = (committed.1.as_secs_f64() - plain.1.as_secs_f64()) / committed.1.as_secs_f64();
+    let hashing = || -> Result<(), Box<dyn std::error::Error>> {
+        let mut digester = Digester::new(graph);
+        prepared.run(values.clone(), &mut digester)?;
+        digester.finish()?;
+        Ok(())
+    };
+    let hashed = median(runs, hashing)?;
+    let share = |with: Duration| 100.0 * (1.0 - plain.1.as_secs_f64() / with.as_secs_f64());
     let units = graph.draw([7; 32], fraction);
     let mut leaves: Vec<_> = units.iter().flat_map(|unit| graph.needs(*unit)).collect();
     leaves.sort_unstable();
@@ -117,15 +124,17 @@ fn row(
     }
     let name = path.rsplit('/').next().unwrap_or(path);
     println!(
-        "| {name} | {} | {} | {:.1} | {:.1} | {equal} | {:.1} | {:.1} | {:.1} | {:.1} % | {} | {:.1} | {:.1} |",
+        "| {name} | {} | {} | {:.1} | {:.1} | {equal} | {:.1} | {:.1} | {:.1} | {:.1} % | {:.1} | {:.1} % | {} | {:.1} | {:.1} |",
         graph.nodes().len(),
         graph.unit_count(),
         graph.trace_bytes() as f64 / 1e6,
         whole.model().graph_bytes() as f64 / 1e3,
         millis(exact.0),
         millis(plain.0),
+        millis(hashed.0),
+        share(hashed.1),
         millis(committed.0),
-        100.0 * share,
+        share(committed.1),
         units.len(),
         bytes as f64 / 1e6,
         millis(audit),

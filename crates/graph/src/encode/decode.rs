@@ -366,7 +366,7 @@ impl In<'_> {
         let spec = decode_layer(&mut self.0, 0)?;
         let (input, maxima, weights) = (self.tensor()?, self.tensor()?, self.constant_id()?);
         let steps = self.0.u32()?;
-        let bound = Bound::new(steps).ok_or(DecodeError::TooMany {
+        let bound = Bound::new(steps).ok_or_else(|| DecodeError::TooMany {
             what: "steps of an activation",
             limit: Bound::LARGEST.steps().into(),
             got: steps.into(),

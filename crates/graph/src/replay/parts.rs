@@ -20,6 +20,11 @@ pub(crate) struct Reads {
     pub(crate) output: Vec<Range<usize>>,
 }
 
+/// A single run.
+fn one(run: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(run).collect()
+}
+
 /// The same rectangle of several planes, as runs.
 fn rectangle(
     planes: Range<usize>,
@@ -229,7 +234,7 @@ pub(crate) fn reads(graph: &Graph, node: usize, op: &Op, part: &Part) -> Reads {
         (Op::Linear(linear), part) => return reads_linear(linear, part),
         (Op::Maxima { input, count }, Part::Rows(rows)) => {
             let each = len((*input).into()) / count;
-            inputs.push(((*input).into(), vec![rows.start * each..rows.end * each]));
+            inputs.push(((*input).into(), one(rows.start * each..rows.end * each)));
             output.push(rows.clone());
         }
         (
@@ -305,7 +310,7 @@ pub(crate) fn reads(graph: &Graph, node: usize, op: &Op, part: &Part) -> Reads {
             output.push(run);
         }
         (Op::SumRows { input, cols, .. }, Part::Rows(rows)) => {
-            inputs.push((*input, vec![rows.start * cols..rows.end * cols]));
+            inputs.push((*input, one(rows.start * cols..rows.end * cols)));
             output.push(rows.clone());
         }
         (Op::Gather { cols, indices, .. }, Part::Rows(rows)) => {
@@ -320,7 +325,7 @@ pub(crate) fn reads(graph: &Graph, node: usize, op: &Op, part: &Part) -> Reads {
                     for source in op.sources().into_iter().skip(1) {
                         let all = len(source);
                         let same = own.is_some_and(|spec| spec.elements == all);
-                        let runs = if same { output.clone() } else { vec![0..all] };
+                        let runs = if same { output.clone() } else { one(0..all) };
                         inputs.push((source, runs));
                     }
                 }
@@ -379,7 +384,7 @@ fn reads_linear(linear: &Linear, part: &Part) -> Reads {
                     columns,
                 ),
             ));
-            inputs.push((linear.maxima.into(), vec![*image..image + 1]));
+            inputs.push((linear.maxima.into(), one(*image..image + 1)));
             let planes = of(conv.out_channels, channels.clone());
             if let Some(residual) = linear.residual {
                 let [lines, columns] = &geometry.out;
@@ -391,7 +396,7 @@ fn reads_linear(linear: &Linear, part: &Part) -> Reads {
             let plane = linear
                 .pool
                 .as_ref()
-                .map_or(conv.output(), |pool| pool.output);
+                .map_or_else(|| conv.output(), |pool| pool.output);
             output = rectangle(planes, plane, rows, cols);
         }
         (
@@ -407,7 +412,7 @@ fn reads_linear(linear: &Linear, part: &Part) -> Reads {
             let rows = first + rows.start..first + rows.end;
             inputs.push((
                 linear.input.into(),
-                vec![rows.start * matmul.inner..rows.end * matmul.inner],
+                one(rows.start * matmul.inner..rows.end * matmul.inner),
             ));
             inputs.push((linear.maxima.into(), vec![rows.clone()]));
             output = rectangle(0..1, [rows.end, matmul.columns], &rows, cols);

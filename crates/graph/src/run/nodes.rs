@@ -336,7 +336,7 @@ impl Run<'_> {
         let wrong = |expected: usize| WrongLength { expected, got: 0 };
         let mut scratch = std::mem::take(&mut self.scratch);
         let layer = self.prepared.linears.get(index).and_then(Option::as_ref);
-        let layer = layer.ok_or(wrong(1))?;
+        let layer = layer.ok_or_else(|| wrong(1))?;
         let spec = &linear.spec;
         let around = Around {
             isa: self.prepared.isa,
@@ -372,7 +372,10 @@ impl Run<'_> {
         if scratch.words.len() < outputs {
             scratch.words.resize(outputs, 0);
         }
-        let words = scratch.words.get_mut(..outputs).ok_or(wrong(outputs))?;
+        let words = scratch
+            .words
+            .get_mut(..outputs)
+            .ok_or_else(|| wrong(outputs))?;
         let out_rows = spec.shape.output_rows_cols().0;
         *maxima = vec![MaxAbs::default(); spec.images * out_rows];
         let pool = linear.pool.as_ref().map(|windows| Windows {

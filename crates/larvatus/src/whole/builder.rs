@@ -4,9 +4,13 @@ use std::collections::HashMap;
 
 use larvatus_graph::op::{Axis, Op};
 use larvatus_graph::{ConstantId, Data, Kind, Node, Order, Source, TensorId};
+use larvatus_proto::commit::LEAF;
 use tract_onnx::prelude::{DatumType, Tensor};
 
 use crate::tensor::floats;
+
+/// Leaves of an image that is opened whole.
+const FEW: usize = 4;
 
 /// Axes of a dense tensor of this shape.
 pub(super) fn axes_of(shape: &[usize]) -> Vec<Axis> {
@@ -119,9 +123,10 @@ impl Builder {
             Op::Linear(linear) => {
                 let spec = &linear.spec;
                 let pooled = linear.pool.as_ref();
-                pooled.map_or(spec.outputs(), |pool| {
-                    pool.planes * pool.output[0] * pool.output[1]
-                })
+                pooled.map_or_else(
+                    || spec.outputs(),
+                    |pool| pool.planes * pool.output[0] * pool.output[1],
+                )
             }
             Op::Maxima { count, .. } => *count,
             Op::Attention { shape, batches, .. } => {
@@ -178,7 +183,8 @@ impl Builder {
         made
     }
 
-    /// Proposes an order for a tensor; a reader's wins over its maker's, and the first of equals.
+    /// Proposes an order for a tensor; a reader's wins over its maker's, and the first of equals. Images of few leaves stay
+    /// as they lie: to open them whole costs little, and to gather their short lines costs the worker more.
     pub(super) fn hint(&mut self, tensor: TensorId, order: Order, reader: bool) {
         let fits = match order {
             Order::Flat => false,
@@ -187,7 +193,10 @@ impl Builder {
                 channels,
                 lines,
                 width,
-            } => images * channels * lines * width == self.tensors[tensor.index()].1,
+            } => {
+                let image = channels * lines * width;
+                images * image == self.tensors[tensor.index()].1 && 4 * image > FEW * LEAF
+            }
         };
         let known = self
             .hints

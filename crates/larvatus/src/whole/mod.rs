@@ -268,7 +268,10 @@ impl Lowering {
         }));
         let made = self.builder.node(&name, op);
         if let Shape::Conv(conv) = &linear.shape {
-            let mut plane = tail.pool.as_ref().map_or(conv.output(), |pool| pool.output);
+            let mut plane = tail
+                .pool
+                .as_ref()
+                .map_or_else(|| conv.output(), |pool| pool.output);
             // What the engine made a product of knows its lines from its shape alone.
             if plane[0] == 1
                 && let [.., channels, height, width] = tail.shape[..]
