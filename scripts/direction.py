@@ -12,15 +12,16 @@ import sys
 ALLOWED = {
     "larvatus-kernels": set(),
     "larvatus-proto": {"larvatus-kernels"},
-    "larvatus": {"larvatus-kernels", "larvatus-proto"},
-    "larvatus-worker": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus-graph": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
+    "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
     "larvatus-cli": None,
     "larvatus-testkit": None,
 }
 # Crates that may not come near the trusted code base's arithmetic and protocol.
 HEAVY = {"tokio", "tract-onnx", "clap", "serde_json"}
-LIGHT = {"larvatus-kernels", "larvatus-proto", "larvatus-host", "larvatus-worker"}
+LIGHT = {"larvatus-kernels", "larvatus-proto", "larvatus-graph", "larvatus-host", "larvatus-worker"}
 # Only the host speaks TLS and multicast DNS, and only where it is asked to.
 NETWORK = {"mdns-sd", "ring", "rustls"}
 

@@ -11,6 +11,7 @@
 //! * [`store`]: tickets made ahead and kept on a disk that is not trusted to keep quiet,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
 //! * [`exact`]: the same network, all of it here,
+//! * [`whole`]: the same network as one program, for a worker that runs all of it,
 //! * [`error`]: what can go wrong, split by whose fault it is.
 //!
 //! Load, plan, run, and print what is guaranteed, with a worker in the same process:
@@ -58,3 +59,4 @@ pub mod session;
 pub mod shares;
 pub mod store;
 pub mod tensor;
+pub mod whole;

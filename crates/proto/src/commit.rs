@@ -61,6 +61,12 @@ pub enum CommitError {
         /// How many.
         extra: u64,
     },
+    /// A digest that is not the next leaf's, or comes in the middle of one.
+    #[error("a digest of leaf {leaf} out of its turn")]
+    Turn {
+        /// Its leaf.
+        leaf: LeafId,
+    },
     /// A leaf that the layout does not have.
     #[error("there is no leaf {leaf}")]
     NoLeaf {
@@ -286,6 +292,27 @@ impl Domains {
     }
 }
 
+/// A leaf's digest, for [`Builder::push_digest`].
+#[derive(Clone, Copy, Debug)]
+pub struct LeafDigest {
+    leaf: LeafId,
+    length: usize,
+    node: Node,
+}
+
+impl LeafDigest {
+    /// The digest of a leaf that holds these bytes.
+    pub fn of(leaf: LeafId, bytes: &[u8]) -> Self {
+        let mut hasher = Domains::new().leaf;
+        hasher.update(bytes);
+        Self {
+            leaf,
+            length: bytes.len(),
+            node: Domains::leaf(hasher, leaf, bytes.len()),
+        }
+    }
+}
+
 /// Takes in a trace piece by piece. Memory: 32 bytes for each leaf.
 pub struct Builder {
     layout: Layout,
@@ -355,6 +382,25 @@ impl Builder {
             let piece = piece.get(..words.len()).unwrap_or_default();
             self.push(bytemuck::cast_slice(piece))?;
         }
+        Ok(())
+    }
+
+    /// Takes in the next leaf by its digest, which another thread may have computed.
+    ///
+    /// # Errors
+    /// [`CommitError::Turn`] where it is not the next leaf's, or that one is begun.
+    pub fn push_digest(&mut self, digest: LeafDigest) -> Result<(), CommitError> {
+        let leaf = digest.leaf;
+        match &self.current {
+            Some((next, missing, _)) if (*next, *missing) == (leaf, digest.length) => {}
+            _ => return Err(CommitError::Turn { leaf }),
+        }
+        let (length, _) = self.layout.place(leaf)?;
+        if length != digest.length {
+            return Err(CommitError::Turn { leaf });
+        }
+        self.leaves.push(digest.node);
+        self.start();
         Ok(())
     }
 

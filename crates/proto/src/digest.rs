@@ -12,6 +12,11 @@ impl Digest {
         Self::derive("larvatus 2026 worker model v1", blob)
     }
 
+    /// Digest of a whole network with its constants: the address of an upload that a worker runs by itself.
+    pub fn of_graph(blob: &[u8]) -> Self {
+        Self::derive("larvatus 2026 whole network v1", blob)
+    }
+
     /// Digest of a plan: what will be done, for every layer.
     pub fn of_plan(encoded: &[u8]) -> Self {
         Self::derive("larvatus 2026 plan v1", encoded)

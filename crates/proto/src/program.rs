@@ -424,7 +424,8 @@ const SEEDED: u8 = 3;
 const CONV: u8 = 1;
 const MATMUL: u8 = 2;
 
-fn encode_layer(out: &mut Writer, layer: &LayerSpec) {
+/// Appends a layer's one encoding.
+pub fn encode_layer(out: &mut Writer, layer: &LayerSpec) {
     match &layer.shape {
         Shape::Conv(conv) => {
             out.u8(CONV);
@@ -454,7 +455,11 @@ fn encode_layer(out: &mut Writer, layer: &LayerSpec) {
     out.count(layer.images).u8(layer.planes).u8(layer.shift);
 }
 
-fn decode_layer(reader: &mut Reader<'_>, layer: usize) -> Result<LayerSpec, DecodeError> {
+/// Reads what [`encode_layer`] wrote. Whether planes and shift go together, the weights will tell.
+///
+/// # Errors
+/// [`DecodeError`] where the bytes are no layer; `layer` is its number for [`DecodeError::Shape`].
+pub fn decode_layer(reader: &mut Reader<'_>, layer: usize) -> Result<LayerSpec, DecodeError> {
     let tag = reader.u8()?;
     let mut size = || reader.count("a layer's size", MAX_WORDS);
     let refused = |source: ShapeError| DecodeError::Shape { layer, source };

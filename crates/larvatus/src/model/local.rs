@@ -26,7 +26,8 @@ use tract_onnx::tract_core::ops::nn::{
 };
 
 use super::linear::{floats, resolve_views};
-use op::{LocalOp, Work};
+pub(crate) use chain::binary;
+pub(crate) use op::{LocalOp, Work};
 
 /// A piece of a graph that something else can stand for.
 type Rule = fn(&TypedModel, &TypedNode) -> TractResult<Option<TypedModelPatch>>;

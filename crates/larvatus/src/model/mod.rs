@@ -10,7 +10,7 @@
 
 pub(crate) mod fold;
 pub mod linear;
-mod local;
+pub(crate) mod local;
 pub(crate) mod order;
 pub(crate) mod rounds;
 
@@ -204,12 +204,15 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result
 
 /// Makes a graph ready to run, with our operators where they fit.
 pub(crate) fn runnable(graph: TypedModel) -> Result<Arc<TypedSimplePlan>, ModelError> {
-    let ours = || {
-        let mut graph = graph.clone().into_decluttered()?;
-        local::replace(&mut graph)?;
-        graph.into_optimized()?.into_runnable()
-    };
+    let ours = || replaced(graph.clone())?.into_optimized()?.into_runnable();
     guarded(|| ours().map_err(|err| engine(&err))).or_else(|_| runnable_by_engine(graph))
+}
+
+/// A graph with our operators where they fit, before the engine optimises it.
+pub(crate) fn replaced(graph: TypedModel) -> TractResult<TypedModel> {
+    let mut graph = graph.into_decluttered()?;
+    local::replace(&mut graph)?;
+    Ok(graph)
 }
 
 /// Makes a graph ready to run, as optimised as the engine manages.

@@ -25,6 +25,13 @@ impl Order {
         self.shape.iter().product()
     }
 
+    /// Length and step in the tensor before, for each axis after.
+    pub(crate) fn axes(&self) -> Vec<(usize, usize)> {
+        let step = |axis: usize| self.shape.iter().skip(axis + 1).product();
+        let axes = self.axes.iter();
+        axes.map(|&axis| (self.shape[axis], step(axis))).collect()
+    }
+
     /// Copies `from` (in the order before) to `to` (in the order after).
     ///
     /// Both must have [`len`](Self::len) elements.

@@ -37,6 +37,8 @@ pub(crate) struct Placed {
 #[derive(Clone)]
 pub(crate) struct Segment {
     pub(crate) plan: Arc<TypedSimplePlan>,
+    /// The same work before the engine made it ready.
+    pub(crate) source: TypedModel,
     pub(crate) inputs: Vec<Slot>,
     pub(crate) outputs: Vec<Slot>,
 }
@@ -283,9 +285,10 @@ impl Pieces {
         if leaving.is_empty() {
             return Ok(None);
         }
-        let plan = runnable(model)?;
+        let plan = runnable(model.clone())?;
         Ok(Some(Segment {
             plan,
+            source: model,
             inputs: inputs.iter().map(|outlet| slots.of(*outlet)).collect(),
             outputs: leaving.iter().map(|outlet| slots.of(*outlet)).collect(),
         }))

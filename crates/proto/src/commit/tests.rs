@@ -137,6 +137,37 @@ fn pieces_of_any_size_give_the_same_root() {
 }
 
 #[test]
+fn digests_of_leaves_give_the_same_root_in_their_turn_only() {
+    let trace = sample(&mut Chance(4));
+    let layout = layout(&trace);
+    let digest = |leaf: LeafId| {
+        let (length, _) = layout.place(leaf).unwrap();
+        LeafDigest::of(leaf, &bytes_of(&trace, leaf, length))
+    };
+    let mut builder = Builder::new(layout.clone());
+    for (number, leaf) in all(&layout).into_iter().enumerate() {
+        for other in all(&layout).into_iter().filter(|other| *other != leaf) {
+            let refused = builder.push_digest(digest(other));
+            assert_eq!(refused, Err(CommitError::Turn { leaf: other }));
+        }
+        let short = LeafDigest::of(leaf, &[]);
+        assert_eq!(builder.push_digest(short), Err(CommitError::Turn { leaf }));
+        if number % 2 == 0 {
+            builder.push_digest(digest(leaf)).unwrap();
+            continue;
+        }
+        let (length, _) = layout.place(leaf).unwrap();
+        for byte in bytes_of(&trace, leaf, length) {
+            builder.push(&[byte]).unwrap();
+            // A leaf that is begun is not anybody's turn; the last byte ends it.
+            let rest = LeafDigest::of(leaf, &vec![0; length - 1]);
+            assert_eq!(builder.push_digest(rest), Err(CommitError::Turn { leaf }));
+        }
+    }
+    assert_eq!(builder.finish().unwrap().root(), commit(&trace).root());
+}
+
+#[test]
 fn every_choice_of_leaves_opens() {
     let mut chance = Chance(3);
     let trace: Trace = [5 * LEAF, 10, 2 * LEAF, 3]

@@ -78,7 +78,8 @@ fn step(
     Some((Step::Binary(op, Operand::Input(index)), Some(other)))
 }
 
-fn binary(op: &TypedBinOp, swapped: bool) -> Option<Binary> {
+/// The operation of a node; `swapped` where its operands stand the other way round.
+pub(crate) fn binary(op: &TypedBinOp, swapped: bool) -> Option<Binary> {
     let op = &op.0;
     if op.is::<math::Add>() {
         Some(Binary::Add)

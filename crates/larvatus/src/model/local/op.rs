@@ -16,7 +16,7 @@ use crate::model::linear::floats;
 
 /// What an operator does. Shapes are fixed.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(crate) enum Work {
     /// Q, K, V and the mask if there is one; `batches` times, each input and the output advancing by its step.
     Attention {
         shape: Attention,
@@ -63,7 +63,7 @@ pub(super) enum Work {
 
 /// An operator that makes one f32 tensor of a fixed shape.
 #[derive(Clone, Debug)]
-pub(super) struct LocalOp {
+pub(crate) struct LocalOp {
     work: Arc<Work>,
     shape: Vec<usize>,
 }
@@ -74,6 +74,11 @@ impl LocalOp {
             work: Arc::new(work),
             shape: shape.to_vec(),
         }
+    }
+
+    /// What it does.
+    pub(crate) fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Whether the first input becomes the output.
