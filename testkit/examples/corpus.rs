@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use larvatus::policy::Hiding;
+use larvatus::whole::Whole;
 use larvatus_proto::VERSION;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{Frame, Reply, Request, Seed};
@@ -21,6 +22,13 @@ fn main() -> std::io::Result<()> {
                 &format!("{}{form}", network.name),
                 &plan.worker_model().program().encode(),
             )?;
+        }
+    }
+    for network in models::all() {
+        if let Ok(whole) = Whole::of_plan(&network.plan(Hiding::Field)) {
+            let model = whole.model();
+            let bytes = &model.blob()[..model.graph_bytes()];
+            write("graph_decode", network.name, bytes)?;
         }
     }
     for (name, frame) in frames() {

@@ -86,6 +86,39 @@ pub fn program_decode(bytes: &[u8]) {
     let _ = program.weight_bytes();
 }
 
+/// Reads a whole network: what is one has these bytes as its only encoding, and units that can be named.
+///
+/// # Panics
+/// Where that is not so.
+pub fn graph_decode(bytes: &[u8]) {
+    let Ok(graph) = larvatus_graph::Graph::decode(bytes) else {
+        return;
+    };
+    assert_eq!(graph.encode(), bytes);
+    assert!(graph.trace_bytes() <= graph.memory() && graph.cost() > 0);
+    for unit in graph.draw([3; 32], 0.0) {
+        assert!(
+            graph
+                .node_of(unit)
+                .is_some_and(|node| node < graph.nodes().len())
+        );
+        assert!(!graph.describe(unit).is_empty());
+    }
+    for place in [0, graph.tensors().len() as u32 - 1] {
+        assert!(!graph.describe_place(place).starts_with("no tensor"));
+    }
+    // Small ones as a judge takes them: nothing is opened, so nothing is shown.
+    if graph.trace_bytes() < 1 << 20 && graph.weight_bytes() < 1 << 20 {
+        let weights = vec![0; graph.weight_bytes() as usize];
+        let nothing = std::collections::BTreeMap::new();
+        for unit in graph.units().take(64) {
+            assert!(!graph.needs(unit).is_empty());
+            let verdict = graph.replay(&weights, unit, &nothing);
+            assert!(verdict.is_err_and(|why| !why.is_lie()));
+        }
+    }
+}
+
 /// Reads a policy: none gives up a guarantee without the word for it.
 ///
 /// # Panics
@@ -119,10 +152,15 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target {
         name: "frame_decode",
         run: frame_decode,
+        message: false,
+    },
+    Target {
+        name: "graph_decode",
+        run: graph_decode,
         message: false,
     },
     Target {

@@ -57,3 +57,8 @@ fn policies_give_nothing_up_without_the_word() {
 fn programs_are_canonical_or_refused() {
     replay("program_decode");
 }
+
+#[test]
+fn whole_networks_are_canonical_or_refused() {
+    replay("graph_decode");
+}

@@ -1,692 +1,516 @@
-//! Workers that run whole graphs: every lie ends in the exact verdict, audits catch as often as they say, and a trusted side
-//! cannot make an honest worker look like a liar.
+//! Whole networks as one program: equal to the integer network bit for bit, on every instruction set; every lie in a trace is
+//! seen by a unit, and no unit sees one in an honest trace.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use larvatus::audit::{
-    Evidence, Lie, NotShown, Outcome, Provisional, Remote, RemoteSettings, Terms,
+use larvatus::exact::run_exact;
+use larvatus::model::Model;
+use larvatus::policy::{Hiding, Policy};
+use larvatus::tensor::floats;
+use larvatus::whole::{Whole, WholeError};
+use larvatus_graph::replay::Leaves;
+use larvatus_graph::run::Changing;
+use larvatus_graph::trace::Recorded;
+use larvatus_graph::{
+    Grain, Graph, Mismatch, ModelError, Order, Prepared, Recorder, RunError, TensorId, UnitId,
 };
-use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
-use larvatus_graph::{Mismatch, Model, UnitId};
-use larvatus_proto::commit::{LeafId, OpenError, Opened, Opening};
-use larvatus_proto::digest::Digest;
-use larvatus_proto::machine::Machine;
-use larvatus_proto::receipt::{
-    CLAIM, Claim, Party, PublicKey, ReceiptError, Salted, Signer, Verdict,
-};
-use larvatus_proto::wire::{DecodeError, Writer};
-use larvatus_testkit::adversary::{Crooked, EXCUSE, NO_MODEL, WholeLiar, WholeLie, Wrong};
+use larvatus_kernels::isa::Isa;
+use larvatus_proto::commit::LeafId;
+use larvatus_proto::program::LayerId;
 use larvatus_testkit::chance::Chance;
-use larvatus_testkit::pair::converse;
-use larvatus_testkit::whole::{
-    ROWS, WORKER, agreed, audit, input, run, service, store, terms, tower, trusted,
+use larvatus_testkit::models::{self, Network};
+use larvatus_testkit::onnx::{Attribute, Graph as Onnx};
+
+/// Units of a row or so.
+const FINE: Grain = Grain {
+    multiplications: 60,
+    elements: 10,
 };
-use larvatus_worker::{Cpu, Service};
 
-const FLOORS: usize = 18;
-/// Units of a tower: maxima, product, floors.
-const UNITS: u32 = 2 + FLOORS as u32;
-
-fn worker_key() -> PublicKey {
-    Signer::new(WORKER).public()
+/// The tiny networks whose operators all have a fixed meaning, and some with those that they lack.
+fn networks() -> Vec<Network> {
+    let mut all = models::all();
+    all.retain(|network| network.name != "square root");
+    all.extend([pooled(), tokens(), elementwise()]);
+    all
 }
 
-fn cpu() -> Cpu {
-    Cpu::new(std::num::NonZeroUsize::MIN).unwrap()
+fn whole(network: &Network) -> Whole {
+    Whole::of_plan(&network.plan(Hiding::Field))
+        .unwrap_or_else(|why| panic!("{}: {why}", network.name))
 }
 
-fn honest() -> Service {
-    service(&store(Box::new(cpu())))
-}
-
-fn crooked(wrong: Wrong) -> Service {
-    service(&store(Box::new(Crooked(wrong))))
-}
-
-/// One run with a peer, and its audit of everything.
-fn full_audit(peer: &mut dyn Machine) -> Outcome {
-    let model = tower(FLOORS, 1);
-    let terms = terms(&model, 1.0);
-    let mut remote = agreed(&terms, peer).unwrap();
-    let record = run(&mut remote, peer, 7, input(&model, 3)).unwrap();
-    audit(&terms, &mut remote, peer, record, [4; 32])
-}
-
-#[test]
-fn an_honest_worker_is_settled_with_a_receipt_of_both() {
-    let Outcome::Settled(settled) = full_audit(&mut honest()) else {
-        panic!("not settled");
+/// Maxima folded into a convolution with a residual, pooling of both kinds, a depthwise convolution, a strided view.
+fn pooled() -> Network {
+    let mut chance = Chance::new(51);
+    let mut floats = |count| chance.floats(count);
+    let window = |kernel: i64, stride: i64, pad: i64| {
+        [
+            Attribute::ints("kernel_shape", &[kernel; 2]),
+            Attribute::ints("strides", &[stride; 2]),
+            Attribute::ints("pads", &[pad; 4]),
+        ]
     };
-    assert_eq!(settled.units(), UNITS as usize);
-    let receipt = settled.receipt().clone();
-    let verified = receipt.verify(trusted().public(), worker_key()).unwrap();
-    assert_eq!(verified.verdict(), Verdict::Settled);
-    assert_eq!(verified.statement().counter, 7);
-}
-
-#[test]
-fn the_output_is_that_of_the_graph_whoever_runs_it() {
-    let model = tower(FLOORS, 1);
-    let terms = terms(&model, 0.1);
-    let mut peer = honest();
-    let mut remote = agreed(&terms, &mut peer).unwrap();
-    let record = run(&mut remote, &mut peer, 0, input(&model, 5)).unwrap();
-    let values = model.graph().unpack_inputs(&input(&model, 5)).unwrap();
-    let prepared = larvatus_graph::Prepared::new(&model).unwrap();
-    let expected = prepared.run(values, &mut ()).unwrap();
-    assert_eq!(
-        record.output(),
-        model.graph().pack_outputs(&expected).unwrap()
-    );
-}
-
-/// A lie in what is computed: rejected for this unit, and anybody can see it.
-fn unit_is_caught(wrong: Wrong, expected: u32, tensor: u32, element: usize) {
-    let Outcome::Rejected(rejected) = full_audit(&mut crooked(wrong)) else {
-        panic!("{wrong:?} is not rejected");
+    let conv = |stride: i64, pad: i64, groups: i64| {
+        [
+            Attribute::ints("strides", &[stride; 2]),
+            Attribute::ints("pads", &[pad; 4]),
+            Attribute::int("group", groups),
+        ]
     };
-    let Lie::Unit { unit, mismatch } = rejected.lie() else {
-        panic!("{wrong:?}: {:?}", rejected.lie());
-    };
-    let Mismatch::Differs {
-        tensor: at_tensor,
-        element: at,
-        ..
-    } = mismatch
-    else {
-        panic!("{wrong:?}: {mismatch:?}");
-    };
-    assert_eq!(
-        (unit.0, *at_tensor, *at),
-        (expected, tensor, element),
-        "{wrong:?}"
-    );
-    let receipt = rejected.receipt().clone();
-    let verified = receipt.verify(trusted().public(), worker_key()).unwrap();
-    assert_eq!(verified.verdict(), Verdict::Rejected);
-    // As a file, at somebody else's.
-    let bytes = rejected.evidence().unwrap().encode();
-    let evidence = Evidence::decode(&bytes).unwrap();
-    assert_eq!(evidence.encode(), bytes);
-    let shown = evidence.judge(worker_key(), &tower(FLOORS, 1)).unwrap();
-    assert_eq!(shown.unit(), Some(&(*unit, mismatch.clone())));
-    assert!(!shown.disclosed().is_empty());
-    assert_eq!(shown.statement(), rejected.receipt().unverified());
-}
-
-#[test]
-fn a_lie_in_one_node_that_is_continued_is_caught_there() {
-    let wrong = Wrong::Made {
-        tensor: 5,
-        element: 9,
-    };
-    unit_is_caught(wrong, 4, 5, 9);
-}
-
-#[test]
-fn a_lie_in_a_scale_is_caught_there() {
-    let wrong = Wrong::Made {
-        tensor: 1,
-        element: ROWS - 1,
-    };
-    unit_is_caught(wrong, 0, 1, ROWS - 1);
-}
-
-#[test]
-fn a_lie_in_what_is_committed_and_not_in_the_output_is_caught() {
-    let wrong = Wrong::Committed {
-        place: 6,
-        element: 2,
-    };
-    unit_is_caught(wrong, 5, 6, 2);
-}
-
-#[test]
-fn a_lie_in_the_committed_output_is_caught_as_a_unit() {
-    let last = UNITS;
-    let wrong = Wrong::Made {
-        tensor: last,
-        element: 0,
-    };
-    unit_is_caught(wrong, last - 1, last, 0);
-}
-
-/// What becomes of a run, or of its audit.
-fn of_lie(lie: WholeLie) -> Result<Outcome, InferError> {
-    let model = tower(FLOORS, 1);
-    let terms = terms(&model, 1.0);
-    let mut peer = WholeLiar::new(honest(), lie);
-    let mut remote = agreed(&terms, &mut peer)?;
-    let mut record = run(&mut remote, &mut peer, 7, input(&model, 3))?;
-    if lie == WholeLie::Stale {
-        record = run(&mut remote, &mut peer, 8, input(&model, 4))?;
-    }
-    Ok(audit(&terms, &mut remote, &mut peer, record, [4; 32]))
-}
-
-fn rejected(lie: WholeLie) -> (Lie, Option<Evidence>) {
-    match of_lie(lie) {
-        Ok(Outcome::Rejected(rejected)) => (rejected.lie().clone(), rejected.evidence().cloned()),
-        other => panic!("{lie:?}: {other:?}"),
+    let graph = Onnx::new()
+        .input("x", &[2, 3, 13, 11])
+        .floats("w0", &[6, 3, 3, 3], &floats(162))
+        .floats("w1", &[6, 6, 1, 1], &floats(36))
+        .floats("b1", &[6], &floats(6))
+        .floats("w2", &[4, 6, 3, 3], &floats(216))
+        .floats("w3", &[4, 4, 1, 1], &floats(16))
+        .node("Conv", &["x", "w0"], "c0", &conv(1, 1, 1))
+        .node("Relu", &["c0"], "r0", &[])
+        .node("Conv", &["r0", "w1", "b1"], "c1", &conv(1, 0, 1))
+        .node("Add", &["c1", "r0"], "a1", &[])
+        .node("Relu", &["a1"], "r1", &[])
+        .node("MaxPool", &["r1"], "p1", &window(3, 2, 1))
+        .node("Conv", &["p1", "w2"], "c2", &conv(1, 1, 1))
+        .node("AveragePool", &["c2"], "p2", &window(3, 1, 1))
+        .node("MaxPool", &["p2"], "p3", &window(2, 2, 0))
+        .node("Conv", &["p3", "w3"], "c3", &conv(1, 0, 1))
+        .node("Mul", &["c3", "p3"], "m3", &[])
+        .node("GlobalAveragePool", &["m3"], "y", &[])
+        .output("y", &[2, 4, 1, 1]);
+    Network {
+        name: "pooled",
+        bytes: graph.model(),
+        input: vec![2, 3, 13, 11],
     }
 }
 
-#[test]
-fn another_output_than_the_computed_one_is_evidence() {
-    let (lie, evidence) = rejected(WholeLie::OutputOnly);
-    let leaf = LeafId {
-        tensor: UNITS,
-        leaf: 0,
-    };
-    assert_eq!(lie, Lie::Output { leaf });
-    let evidence = Evidence::decode(&evidence.unwrap().encode()).unwrap();
-    let shown = evidence.judge(worker_key(), &tower(FLOORS, 1)).unwrap();
-    assert_eq!(shown.unit(), None);
-    assert_eq!(shown.disclosed().len(), 1);
-}
-
-#[test]
-fn the_run_of_another_input_is_evidence() {
-    let (lie, evidence) = rejected(WholeLie::Stale);
-    let leaf = LeafId { tensor: 0, leaf: 0 };
-    assert_eq!(lie, Lie::Input { leaf });
-    let evidence = evidence.unwrap();
-    let shown = evidence.judge(worker_key(), &tower(FLOORS, 1)).unwrap();
-    assert_eq!(shown.disclosed()[0].name, "input x");
-}
-
-#[test]
-fn what_is_signed_must_be_what_was_asked() {
-    let statement = |field| ReceiptError::Statement { field };
-    for (lie, expected) in [
-        (WholeLie::OutputUnsigned, statement("output")),
-        (WholeLie::SignsAnotherModel, statement("model")),
-        (WholeLie::SignsAnotherInput, statement("input")),
-        (WholeLie::SignsAnotherCounter, statement("counter")),
-        (WholeLie::SignsWithAnotherKey, statement("worker's key")),
-        (
-            WholeLie::DoesNotSign,
-            ReceiptError::Signature {
-                party: Party::Worker,
-            },
-        ),
-    ] {
-        let expected = InferError::Worker(WorkerMisbehaved::Claim(expected));
-        assert_eq!(of_lie(lie).unwrap_err(), expected, "{lie:?}");
+/// Layer normalisation, a transposed product, GELU, a class token in front and taken out again.
+fn tokens() -> Network {
+    let mut chance = Chance::new(52);
+    let mut floats = |count| chance.floats(count);
+    let graph = Onnx::new()
+        .input("x", &[1, 7, 6])
+        .floats("gamma", &[6], &floats(6))
+        .floats("beta", &[6], &floats(6))
+        .floats("class", &[1, 1, 6], &floats(6))
+        .floats("places", &[1, 8, 6], &floats(48))
+        .floats("w0", &[6, 9], &floats(54))
+        .floats("b0", &[9], &floats(9))
+        .floats("w1", &[9, 6], &floats(54))
+        .ints("first", &[], &[0])
+        .node("Concat", &["class", "x"], "c", &[Attribute::int("axis", 1)])
+        .node("Add", &["c", "places"], "p", &[])
+        .node(
+            "LayerNormalization",
+            &["p", "gamma", "beta"],
+            "n",
+            &[Attribute::int("axis", -1)],
+        )
+        .node("MatMul", &["n", "w0"], "h", &[])
+        .node("Add", &["h", "b0"], "hb", &[])
+        .node("Relu", &["hb"], "g", &[])
+        .node("MatMul", &["g", "w1"], "o", &[])
+        .node("Add", &["o", "p"], "r", &[])
+        .node("Softmax", &["r"], "s", &[Attribute::int("axis", -1)])
+        .node("Gather", &["s", "first"], "y", &[Attribute::int("axis", 1)])
+        .output("y", &[1, 6]);
+    Network {
+        name: "tokens",
+        bytes: graph.model(),
+        input: vec![1, 7, 6],
     }
 }
 
-#[test]
-fn a_worker_that_does_not_answer_or_open_in_time_is_never_settled() {
-    let within = Duration::from_secs(60);
-    let late = |awaited| WorkerFailed::TimedOut { awaited, within };
-    let never = of_lie(WholeLie::NeverRuns).unwrap_err();
-    assert_eq!(never, InferError::Failed(late("the result of a run")));
-    for (lie, expected) in [
-        (
-            WholeLie::RefusesToOpen,
-            WorkerFailed::Refused {
-                message: EXCUSE.into(),
-            },
-        ),
-        (WholeLie::NeverOpens, late("an opening")),
-    ] {
-        let Ok(Outcome::Unopened(unopened)) = of_lie(lie) else {
-            panic!("{lie:?}");
-        };
-        assert_eq!(unopened.why(), &expected);
-        let receipt = unopened.receipt().clone();
-        let verified = receipt.verify(trusted().public(), worker_key()).unwrap();
-        assert_eq!(verified.verdict(), Verdict::Pending);
+/// A tensor that scales channels of another, and one that moves rows.
+fn elementwise() -> Network {
+    let mut chance = Chance::new(53);
+    let mut floats = |count| chance.floats(count);
+    let graph = Onnx::new()
+        .input("x", &[1, 4, 6, 5])
+        .floats("w0", &[4, 4, 3, 3], &floats(144))
+        .floats("w1", &[4, 4, 1, 1], &floats(16))
+        .node(
+            "Conv",
+            &["x", "w0"],
+            "c",
+            &[Attribute::ints("pads", &[1; 4])],
+        )
+        .node("GlobalAveragePool", &["c"], "g", &[])
+        .node("Conv", &["g", "w1"], "s", &[])
+        .node("Sigmoid", &["s"], "e", &[])
+        .node("Mul", &["c", "e"], "m", &[])
+        .node("Sub", &["m", "x"], "d", &[])
+        .node(
+            "Transpose",
+            &["d"],
+            "t",
+            &[Attribute::ints("perm", &[0, 2, 3, 1])],
+        )
+        .output("t", &[1, 6, 5, 4]);
+    Network {
+        name: "elementwise",
+        bytes: graph.model(),
+        input: vec![1, 4, 6, 5],
     }
 }
 
-#[test]
-fn openings_that_are_not_those_asked_for_are_rejected_without_evidence() {
-    for lie in [
-        WholeLie::OpensOtherBytes,
-        WholeLie::OpensOtherLeaves,
-        WholeLie::OpensGarbage,
-        WholeLie::OpensTruncated,
-        WholeLie::AnswersOtherwise,
-    ] {
-        let (what, evidence) = rejected(lie);
-        assert_eq!(evidence, None, "{lie:?}");
-        let right = match lie {
-            WholeLie::OpensOtherBytes => matches!(what, Lie::Opening(OpenError::Root { .. })),
-            WholeLie::OpensOtherLeaves | WholeLie::OpensGarbage | WholeLie::OpensTruncated => {
-                matches!(what, Lie::Malformed(_))
-            }
-            _ => matches!(what, Lie::Protocol(WorkerMisbehaved::OutOfTurn { .. })),
-        };
-        assert!(right, "{lie:?}: {what:?}");
-    }
+/// A run with its trace.
+fn recorded(whole: &Whole, prepared: &Prepared, network: &Network, seed: u64) -> Recorded {
+    let values = whole.values(&network.random(seed)).expect("its own inputs");
+    let mut recorder = Recorder::new(prepared.graph());
+    prepared.run(values, &mut recorder).expect("runs");
+    recorder.finish().expect("a trace of this graph")
 }
 
-#[test]
-fn a_worker_must_sign_for_the_graph_it_was_offered_and_with_the_key_it_is_known_by() {
-    let model = tower(FLOORS, 1);
-    let terms = terms(&model, 1.0);
-    let mut liar = WholeLiar::new(honest(), WholeLie::SignsForAnother);
-    let other = WorkerMisbehaved::OtherModel {
-        offered: model.digest(),
-        got: NO_MODEL,
-    };
-    assert_eq!(agreed(&terms, &mut liar).unwrap_err(), other.into());
-
-    let expected = Signer::new([8; 32]).public();
-    let settings = RemoteSettings {
-        answer_within: Duration::from_secs(60),
-        worker: Some(expected),
-    };
-    let mut remote = Remote::new(terms, trusted(), settings);
-    converse(&mut remote, &mut honest(), Duration::ZERO);
-    let got = worker_key();
-    let other = InferError::Failed(WorkerFailed::OtherKey { expected, got });
-    assert_eq!(remote.failure(), Some(&other));
-}
-
-#[test]
-fn a_worker_keeps_the_last_traces_and_opens_them_for_who_asked_only() {
-    let model = tower(FLOORS, 1);
-    let terms = terms(&model, 1.0);
-    let limits = larvatus_worker::Limits {
-        traces: 2,
-        ..larvatus_worker::Limits::default()
-    };
-    let store = larvatus_worker::Store::signing(Box::new(cpu()), limits, Signer::new(WORKER));
-    let mut peer = service(&store);
-    let mut remote = agreed(&terms, &mut peer).unwrap();
-    let mut records: Vec<Provisional> = (0..3)
-        .map(|number| run(&mut remote, &mut peer, number, input(&model, number)).unwrap())
+/// All leaves of a trace, through an opening.
+fn all_leaves(recorded: &Recorded, graph: &Graph) -> BTreeMap<LeafId, Vec<u8>> {
+    let layout = graph.layout();
+    let leaves: Vec<LeafId> = (0..layout.leaves())
+        .filter_map(|number| layout.leaf(number))
         .collect();
-    let gone = |record: &Provisional| {
-        let trace = record.statement().trace;
-        format!("no trace {trace} is kept here for who asks; a worker keeps the last ones only")
-    };
+    let opening = recorded.open(&leaves, &[]).expect("leaves in order");
+    let opened = opening
+        .verify(recorded.root(), layout, &leaves, &[])
+        .expect("its own root");
+    let pairs = opened.leaves();
+    pairs.map(|(leaf, bytes)| (leaf, bytes.to_vec())).collect()
+}
 
-    // Another trusted side, on another connection, that has learned the root.
-    let settings = RemoteSettings {
-        answer_within: Duration::from_secs(60),
-        worker: None,
-    };
-    let stranger = Arc::new(Signer::new([77; 32]));
-    let mut other = Remote::new(Arc::clone(&terms), stranger, settings);
-    let mut second = service(&store);
-    converse(&mut other, &mut second, Duration::ZERO);
-    let trace = records[2].statement().trace;
-    let leaf = LeafId { tensor: 0, leaf: 0 };
-    other
-        .open(trace, vec![leaf], vec![], Duration::ZERO)
-        .unwrap();
-    converse(&mut other, &mut second, Duration::ZERO);
-    let Some(larvatus::audit::Done::Refused { why, .. }) = other.poll() else {
-        panic!("opened for a stranger");
-    };
-    let message = gone(&records[2]);
-    assert_eq!(why, WorkerFailed::Refused { message });
-
-    // The last two are there, also on another connection; the first has made way.
-    for record in records.split_off(1) {
-        let mut third = service(&store);
-        let mut remote = agreed(&terms, &mut third).unwrap();
-        let outcome = audit(&terms, &mut remote, &mut third, record, [4; 32]);
-        assert!(matches!(outcome, Outcome::Settled(_)), "{outcome:?}");
-    }
-    let first = records.remove(0);
-    let message = gone(&first);
-    let Outcome::Unopened(unopened) = audit(&terms, &mut remote, &mut peer, first, [4; 32]) else {
-        panic!("opened what is gone");
-    };
-    assert_eq!(unopened.why(), &WorkerFailed::Refused { message });
+fn first_lie(model: &larvatus_graph::Model, leaves: &impl Leaves) -> Option<(UnitId, Mismatch)> {
+    let mut units = model.graph().units();
+    units.find_map(|unit| model.replay(unit, leaves).err().map(|why| (unit, why)))
 }
 
 #[test]
-fn a_worker_without_a_key_runs_no_graphs() {
-    let model = tower(2, 1);
-    let mut peer = larvatus_testkit::pair::honest();
-    let refused = agreed(&terms(&model, 1.0), &mut peer).unwrap_err();
-    let message = "this worker has no receipt key, so it runs no whole graphs".to_owned();
-    assert_eq!(
-        refused,
-        InferError::Failed(WorkerFailed::Refused { message })
-    );
-}
-
-/// Records of a lie in one unit, audited again and again with other draws: caught iff the draw has the unit, and so as
-/// often as α says.
-#[test]
-fn audits_catch_a_lie_in_one_unit_as_often_as_they_say() {
-    const AUDITS: u64 = 3000;
-    const TOGETHER: usize = 3;
-    let model = tower(FLOORS, 1);
-    for part in [0.05, 0.2] {
-        let terms = terms(&model, part);
-        let wrong = Wrong::Made {
-            tensor: 5,
-            element: 9,
-        };
-        let mut peer = crooked(wrong);
-        let mut remote = agreed(&terms, &mut peer).unwrap();
-        let record = run(&mut remote, &mut peer, 7, input(&model, 3)).unwrap();
-        let record = record.encode();
-        let mut chance = Chance::new(11);
-        let mut caught = Vec::new();
-        for _ in 0..AUDITS {
-            let seed = chance.bytes();
-            let again = Provisional::decode(&record, trusted().public()).unwrap();
-            let outcome = audit(&terms, &mut remote, &mut peer, again, seed);
-            let drawn = model.graph().draw(seed, part).contains(&UnitId(4));
-            assert_eq!(
-                matches!(outcome, Outcome::Rejected(_)),
-                drawn,
-                "{outcome:?}"
-            );
-            assert_eq!(matches!(outcome, Outcome::Settled(_)), !drawn);
-            caught.push(drawn);
-        }
-        let rate = |caught: usize, of: usize| caught as f64 / of as f64;
-        // Five standard deviations.
-        let near = |seen: f64, p: f64, of: usize| {
-            let spread = 5.0 * (p * (1.0 - p) / of as f64).sqrt();
-            assert!(
-                (seen - p).abs() <= spread,
-                "{seen} where {p} ± {spread} is expected"
-            );
-        };
-        let alpha = terms.alpha();
-        assert!((alpha - part).abs() < 1e-9, "{alpha}");
-        let one = caught.iter().filter(|caught| **caught).count();
-        near(rate(one, caught.len()), alpha, caught.len());
-        let groups = caught.chunks_exact(TOGETHER);
-        let of = groups.len();
-        let any = groups.filter(|group| group.contains(&true)).count();
-        near(rate(any, of), 1.0 - terms.undetected(TOGETHER as u64), of);
-    }
-}
-
-#[test]
-fn a_draw_is_made_once() {
-    let model = tower(2, 1);
-    let terms = terms(&model, 0.5);
-    let mut peer = honest();
-    let mut remote = agreed(&terms, &mut peer).unwrap();
-    let mut record = run(&mut remote, &mut peer, 7, input(&model, 3)).unwrap();
-    assert_eq!(record.draw([1; 32]), Ok(()));
-    assert_eq!(record.draw([2; 32]), Err(larvatus::audit::Redrawn));
-    let kept = Provisional::decode(&record.encode(), trusted().public()).unwrap();
-    assert_eq!(kept.seed(), Some([1; 32]));
-}
-
-/// An honest run, all of it opened, and what an accuser could make of it.
-struct Honest {
-    model: Model,
-    terms: Arc<Terms>,
-    claim: Claim,
-    salt: [u8; 32],
-    input: Vec<u8>,
-    opened: Opened,
-}
-
-impl Honest {
-    fn run(counter: u64, seed: u64) -> Self {
-        let model = tower(FLOORS, 1);
-        let terms = terms(&model, 1.0);
-        let mut peer = honest();
-        let mut remote = agreed(&terms, &mut peer).unwrap();
-        let record = run(&mut remote, &mut peer, counter, input(&model, seed)).unwrap();
-        let layout = model.graph().layout();
-        let every: Vec<LeafId> = (0..layout.leaves())
-            .map(|number| layout.leaf(number).unwrap())
-            .collect();
-        let root = record.statement().trace;
-        remote
-            .open(root, every.clone(), vec![], Duration::ZERO)
-            .unwrap();
-        converse(&mut remote, &mut peer, Duration::ZERO);
-        let Some(larvatus::audit::Done::Opened { bytes, .. }) = remote.poll() else {
-            panic!("not opened");
-        };
-        let opening = Opening::decode(layout, every.len(), &[], &bytes).unwrap();
-        let opened = opening.verify(root, layout, &every, &[]).unwrap();
-        Self {
-            claim: record.receipt().claim().clone(),
-            salt: *record.salt(),
-            input: record.input().to_vec(),
-            model,
-            terms,
-            opened,
+fn a_whole_network_equals_the_integer_network_bit_for_bit() {
+    for network in networks() {
+        let plan = network.plan(Hiding::Field);
+        let whole = whole(&network);
+        let prepared = Prepared::new(whole.model()).expect("weights fit");
+        for seed in 0..4 {
+            let inputs = network.random(seed);
+            let expected = run_exact(&plan, inputs.clone()).expect("runs");
+            let values = whole.values(&inputs).expect("its own inputs");
+            let outputs = prepared.run(values, &mut ()).expect("runs");
+            let got = whole.tensors(&outputs).expect("its own outputs");
+            assert_eq!(expected.len(), got.len());
+            for (expected, got) in expected.iter().zip(&got) {
+                assert_eq!(expected.shape(), got.shape(), "{}", network.name);
+                let bits = |x| floats(x).expect("floats").iter().map(|x| x.to_bits());
+                assert!(bits(expected).eq(bits(got)), "{} {seed}", network.name);
+            }
+            let graph = prepared.graph();
+            let packed = graph.pack_outputs(&outputs).expect("its own outputs");
+            let back = graph.unpack_outputs(&packed).expect("as many bytes");
+            assert_eq!(graph.pack_outputs(&back), Some(packed));
         }
     }
-
-    fn opening(&self, unit: u32) -> Vec<u8> {
-        let graph = self.model.graph();
-        let needs = graph.needs(UnitId(unit));
-        self.opened.narrow(graph.layout(), &needs).unwrap().encode()
-    }
-
-    fn one_leaf(&self, tensor: u32) -> Vec<u8> {
-        let leaf = LeafId { tensor, leaf: 0 };
-        let layout = self.model.graph().layout();
-        self.opened.narrow(layout, &[leaf]).unwrap().encode()
-    }
-
-    fn accuse(&self, claim: &[u8], unit: u32, opening: &[u8]) -> Result<(), NotShown> {
-        judged(&accusation(claim, unit, opening), &self.model)
-    }
 }
-
-/// Evidence as an accuser writes it.
-fn accusation(claim: &[u8], unit: u32, opening: &[u8]) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.bytes(b"LRE1").bytes(claim).u8(1).u32(unit);
-    out.count(opening.len()).bytes(opening);
-    out.into_bytes()
-}
-
-fn of_port(claim: &[u8], tag: u8, salt: &[u8], content: &[u8], opening: &[u8]) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.bytes(b"LRE1").bytes(claim).u8(tag).bytes(salt);
-    out.count(content.len()).bytes(content);
-    out.count(opening.len()).bytes(opening);
-    out.into_bytes()
-}
-
-fn judged(bytes: &[u8], model: &Model) -> Result<(), NotShown> {
-    let evidence = Evidence::decode(bytes).expect("well formed");
-    evidence.judge(worker_key(), model).map(|_| ())
-}
-
-const NOT_SIGNED: Result<(), NotShown> = Err(NotShown::Claim(ReceiptError::Signature {
-    party: Party::Worker,
-}));
 
 #[test]
-fn an_honest_worker_cannot_be_shown_to_lie() {
-    let honest = Honest::run(7, 3);
-    let claim = honest.claim.encode();
-    for unit in 0..UNITS {
-        let shown = honest.accuse(&claim, unit, &honest.opening(unit));
-        assert_eq!(shown, Err(NotShown::Recomputes { unit }));
+fn the_same_weights_in_two_planes_are_a_whole_network_too() {
+    let policy = Policy::from_toml("weights = \"wide\"").expect("a policy");
+    for network in networks() {
+        let plan = network.plan_for(&policy);
+        let whole = Whole::of_plan(&plan).expect("lowers");
+        let fine = whole.model().with_grain(FINE).expect("the same");
+        let prepared = Prepared::new(&fine).expect("weights fit");
+        let expected = run_exact(&plan, network.random(3)).expect("runs");
+        let values = whole.values(&network.random(3)).expect("its own inputs");
+        let outputs = prepared.run(values, &mut ()).expect("runs");
+        let got = whole.tensors(&outputs).expect("its own outputs");
+        let bits = |x| floats(x).map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+        assert_eq!(bits(&expected[0]), bits(&got[0]), "{}", network.name);
+        let recorded = recorded(&whole, &prepared, &network, 3);
+        let leaves = all_leaves(&recorded, fine.graph());
+        assert_eq!(first_lie(&fine, &leaves), None, "{}", network.name);
     }
-    let none = honest.accuse(&claim, UNITS, &honest.opening(0));
-    let (unit, units) = (UNITS, UNITS);
-    assert_eq!(none, Err(NotShown::NoUnit { unit, units }));
+}
 
-    // Any changed byte of an opening.
-    let opening = honest.opening(4);
-    let mut chance = Chance::new(1);
-    for _ in 0..500 {
-        let mut bytes = opening.clone();
-        let at = chance.below(bytes.len());
-        bytes[at] ^= 1 << chance.below(8);
-        let shown = honest.accuse(&claim, 4, &bytes);
-        let held = matches!(shown, Err(NotShown::Opening(_) | NotShown::Malformed(_)));
-        assert!(held, "byte {at}: {shown:?}");
-    }
-    let table = 4 + 8 * 2;
-    let mut bytes = opening.clone();
-    bytes[table] ^= 1;
-    let shown = honest.accuse(&claim, 4, &bytes);
+#[test]
+fn operators_without_a_fixed_meaning_are_refused_by_name() {
+    let plan = models::square_root().plan(Hiding::Field);
+    let why = Whole::of_plan(&plan).expect_err("a square root of the engine's");
+    let WholeError::Operator { operator, .. } = &why else {
+        panic!("{why}");
+    };
+    assert_eq!(operator, "Sqrt");
+    // A layer that stays becomes the engine's, which has no fixed meaning either.
+    let network = models::small_cnn(1);
+    let name = network
+        .plan(Hiding::Field)
+        .layer_name(LayerId(0))
+        .to_owned();
+    let policy = Policy::from_toml(&format!("keep = [{name:?}]")).expect("a policy");
+    let model = Model::load(&network.bytes, &[]).expect("a model");
+    let why = Whole::new(&model, &policy).expect_err("a convolution of the engine's");
     assert!(
-        matches!(shown, Err(NotShown::Opening(OpenError::Root { .. }))),
-        "{shown:?}"
+        matches!(&why, WholeError::Operator { operator, .. } if operator == "Conv"),
+        "{why}"
     );
-
-    // Another unit's number for this opening, and none at all.
-    let (expected, got) = (LeafId { tensor: 5, leaf: 0 }, LeafId { tensor: 4, leaf: 0 });
-    let shown = honest.accuse(&claim, 5, &opening);
-    let swapped = NotShown::Opening(OpenError::NotAsked { expected, got });
-    assert_eq!(shown, Err(swapped));
-    let shown = honest.accuse(&claim, 4, &[]);
-    assert!(matches!(
-        shown,
-        Err(NotShown::Malformed(DecodeError::Truncated { .. }))
-    ));
 }
 
 #[test]
-fn claims_cannot_be_altered_exchanged_or_made_up() {
-    let (one, other) = (Honest::run(7, 3), Honest::run(8, 4));
-    let claim = one.claim.encode();
-    // The claim of another inference with this opening.
-    let shown = one.accuse(&other.claim.encode(), 4, &one.opening(4));
-    assert!(
-        matches!(shown, Err(NotShown::Opening(OpenError::Root { .. }))),
-        "{shown:?}"
-    );
-    // Another root, another model, another key, another anything in a claim.
-    for at in [0, 40, 66, 80, 110, 140, 170, 235, CLAIM - 1] {
-        let mut changed = claim.clone();
-        changed[at] ^= 1;
-        assert_eq!(
-            one.accuse(&changed, 4, &one.opening(4)),
-            NOT_SIGNED,
-            "byte {at}"
-        );
+fn every_instruction_set_commits_to_the_same_trace() {
+    for network in networks() {
+        let whole = whole(&network);
+        let root = |isa| {
+            let prepared = Prepared::with_isa(isa, whole.model()).expect("weights fit");
+            recorded(&whole, &prepared, &network, 5).root()
+        };
+        let expected = root(Isa::Scalar);
+        for isa in Isa::available() {
+            assert_eq!(root(isa), expected, "{} {}", network.name, isa.name());
+        }
     }
-    let mut foreign = claim.clone();
-    foreign[136..168].copy_from_slice(&other.claim.unverified().trace.0.0);
-    assert_eq!(one.accuse(&foreign, 4, &other.opening(4)), NOT_SIGNED);
-
-    // A claim that the accuser signs itself: as itself, and in the worker's name.
-    let accuser = trusted();
-    let mut statement = one.claim.unverified().clone();
-    statement.worker = accuser.public();
-    let own = statement.claim(&accuser).unwrap().encode();
-    let not_its = NotShown::Claim(ReceiptError::Key {
-        party: Party::Worker,
-        expected: worker_key(),
-        got: accuser.public(),
-    });
-    assert_eq!(one.accuse(&own, 4, &one.opening(4)), Err(not_its));
-    let mut in_its_name = own.clone();
-    in_its_name[200..232].copy_from_slice(&worker_key().0);
-    assert_eq!(one.accuse(&in_its_name, 4, &one.opening(4)), NOT_SIGNED);
 }
 
 #[test]
-fn another_model_or_other_weights_show_nothing() {
-    let honest = Honest::run(7, 3);
-    let bytes = accusation(&honest.claim.encode(), 1, &honest.opening(1));
-    // The same graph with other weights, and another graph.
-    for model in [tower(FLOORS, 2), tower(FLOORS + 1, 1)] {
-        let (expected, got) = (honest.model.digest(), model.digest());
-        let other = NotShown::OtherGraph { expected, got };
-        assert_eq!(judged(&bytes, &model), Err(other));
+fn units_share_out_every_element_once_and_an_honest_run_has_no_lie() {
+    for network in networks() {
+        let whole = whole(&network);
+        for grain in [Grain::default(), FINE] {
+            let model = whole.model().with_grain(grain).expect("the same");
+            let graph = model.graph();
+            let mut met: BTreeMap<TensorId, Vec<u32>> = BTreeMap::new();
+            for unit in graph.units() {
+                let disclosed = graph.discloses(unit);
+                let (tensor, runs) = disclosed.last().expect("what it makes");
+                let spec = graph.tensors()[tensor.index()];
+                let times = met.entry(*tensor).or_insert_with(|| vec![0; spec.elements]);
+                runs.iter()
+                    .cloned()
+                    .flatten()
+                    .for_each(|element| times[element] += 1);
+            }
+            assert_eq!(met.len(), graph.nodes().len());
+            for (tensor, times) in met {
+                let once = times.iter().all(|times| *times == 1);
+                assert!(once, "{}: {tensor:?}", network.name);
+            }
+            let prepared = Prepared::new(&model).expect("weights fit");
+            let recorded = recorded(&whole, &prepared, &network, 6);
+            for unit in graph.units() {
+                let needs = graph.needs(unit);
+                let opening = recorded.open(&needs, &[]).expect("in order");
+                let opened = opening
+                    .verify(recorded.root(), graph.layout(), &needs, &[])
+                    .expect("its own root");
+                let verdict = model.replay(unit, &opened);
+                let what = graph.describe(unit);
+                assert_eq!(verdict, Ok(()), "{}: {what}", network.name);
+                // No leaf of these is asked for in vain.
+                let leaves: BTreeMap<LeafId, Vec<u8>> = opened
+                    .leaves()
+                    .map(|(leaf, bytes)| (leaf, bytes.to_vec()))
+                    .collect();
+                for leaf in &needs {
+                    let mut fewer = leaves.clone();
+                    fewer.remove(leaf);
+                    let missing = Err(Mismatch::Missing { unit, leaf: *leaf });
+                    assert_eq!(model.replay(unit, &fewer), missing, "{what}");
+                }
+            }
+        }
     }
-    // With the other weights' digest in the claim.
-    let model = tower(FLOORS, 2);
-    let mut claim = honest.claim.encode();
-    claim[..32].copy_from_slice(&model.digest().0);
-    let bytes = accusation(&claim, 1, &honest.opening(1));
-    assert_eq!(judged(&bytes, &model), NOT_SIGNED);
-    assert_eq!(honest.terms.model().digest(), honest.model.digest());
 }
 
 #[test]
-fn another_input_or_output_shows_nothing() {
-    let honest = Honest::run(7, 3);
-    let (claim, model) = (honest.claim.encode(), &honest.model);
-    let salt = &honest.salt;
-    let first = honest.one_leaf(0);
-    let judged = |tag, content: &[u8], opening: &[u8]| {
-        judged(&of_port(&claim, tag, salt, content, opening), model)
+fn a_changed_byte_of_any_tensor_is_seen_by_a_unit() {
+    let mut chance = Chance::new(61);
+    for network in networks() {
+        let whole = whole(&network);
+        let model = whole.model().with_grain(FINE).expect("the same");
+        let graph = model.graph();
+        let prepared = Prepared::new(&model).expect("weights fit");
+        let recorded = recorded(&whole, &prepared, &network, 7);
+        let honest = all_leaves(&recorded, graph);
+        let leaves: Vec<LeafId> = honest.keys().copied().collect();
+        let inputs = graph.inputs().len();
+        for _ in 0..60 {
+            let leaf = leaves[chance.below(leaves.len())];
+            if (leaf.tensor as usize) < inputs {
+                continue;
+            }
+            let mut lie = honest.clone();
+            let bytes = lie.get_mut(&leaf).expect("a leaf");
+            let at = chance.below(bytes.len());
+            bytes[at] ^= 1 << chance.below(8);
+            let seen = first_lie(&model, &lie);
+            let seen = seen.unwrap_or_else(|| panic!("{}: byte {at} of {leaf}", network.name));
+            assert!(seen.1.is_lie(), "{}: {}", network.name, seen.1);
+        }
+    }
+}
+
+#[test]
+fn a_lie_that_is_continued_consistently_is_seen_where_it_was_told() {
+    let mut chance = Chance::new(62);
+    for network in networks() {
+        let whole = whole(&network);
+        let model = whole.model().with_grain(FINE).expect("the same");
+        let graph = model.graph();
+        let prepared = Prepared::new(&model).expect("weights fit");
+        for node in 0..graph.nodes().len() {
+            let wrong = graph.made_by(node);
+            let spec = graph.tensors()[wrong.index()];
+            let element = chance.below(spec.elements);
+            let mut alter = |tensor: TensorId, changing: Changing<'_>| {
+                if let Changing::F32(values) = changing
+                    && tensor == wrong
+                {
+                    // One unit in the last place is enough.
+                    values[element] = f32::from_bits(values[element].to_bits() ^ 1);
+                }
+            };
+            let values = whole.values(&network.random(8)).expect("its own inputs");
+            let mut recorder = Recorder::new(graph);
+            prepared
+                .run_altered(values, &mut alter, &mut recorder)
+                .expect("runs on");
+            let recorded = recorder.finish().expect("a trace of this graph");
+            let leaves = all_leaves(&recorded, graph);
+            let lies: Vec<_> = graph
+                .units()
+                .filter_map(|unit| model.replay(unit, &leaves).err())
+                .collect();
+            let name = &graph.nodes()[node].name;
+            let own = lies.iter().any(|lie| {
+                matches!(lie, Mismatch::Differs { tensor, element: at, .. }
+                    if *tensor == wrong.0 && *at == element)
+            });
+            assert!(own, "{} {name}: {lies:?}", network.name);
+            let elsewhere = lies
+                .iter()
+                .any(|lie| matches!(lie, Mismatch::Differs { tensor, .. } if *tensor != wrong.0));
+            assert!(!elsewhere, "{} {name}: {lies:?}", network.name);
+        }
+    }
+}
+
+#[test]
+fn a_maximum_that_is_too_small_is_seen_by_units_that_use_it() {
+    let network = models::small_cnn(1);
+    let whole = whole(&network);
+    let model = whole.model().with_grain(FINE).expect("the same");
+    let graph = model.graph();
+    let prepared = Prepared::new(&model).expect("weights fit");
+    let recorded = recorded(&whole, &prepared, &network, 9);
+    // Of the input: the first maxima.
+    let maxima = graph.place(graph.made_by(0));
+    for (value, expected) in [(1e-3_f32, "above"), (-1.0, "none"), (f32::INFINITY, "none")] {
+        let mut leaves = all_leaves(&recorded, graph);
+        let leaf = LeafId {
+            tensor: maxima,
+            leaf: 0,
+        };
+        leaves.insert(leaf, value.to_le_bytes().to_vec());
+        let users = graph.units().filter(|unit| graph.node_of(*unit) == Some(1));
+        let verdicts: Vec<_> = users.map(|unit| model.replay(unit, &leaves)).collect();
+        assert!(!verdicts.is_empty());
+        for verdict in verdicts {
+            let right = match verdict {
+                Err(Mismatch::AboveMaximum { tensor: 0, .. }) => expected == "above",
+                Err(Mismatch::NoMaximum { .. }) => expected == "none",
+                _ => false,
+            };
+            assert!(right, "{value}: {verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_has_no_trace() {
+    let network = models::small_cnn(1);
+    let whole = whole(&network);
+    let prepared = Prepared::new(whole.model()).expect("weights fit");
+    let huge = network.filled(f32::MAX);
+    let values = whole.values(&huge).expect("finite");
+    let why = prepared.run(values, &mut ()).expect_err("sums overflow");
+    assert!(matches!(why, RunError::NotFinite { .. }), "{why}");
+    let infinite = vec![f32::INFINITY; network.elements()];
+    let why = prepared.run(vec![infinite.into()], &mut ());
+    assert_eq!(why.err(), Some(RunError::InputNotFinite { input: 0 }));
+    let why = prepared.run(vec![vec![0.0_f32; 3].into()], &mut ());
+    assert_eq!(why.err(), Some(RunError::Input { input: 0 }));
+}
+
+#[test]
+fn draws_are_uniform_and_as_many_as_they_say() {
+    let network = models::residual();
+    let model = whole(&network).model().with_grain(FINE).expect("the same");
+    let graph = model.graph();
+    let count = graph.unit_count();
+    assert!(count > 50, "{count}");
+    for (fraction, drawn) in [
+        (0.0, 1),
+        (1e-9, 1),
+        (1.0, count),
+        (7.0, count),
+        (f64::NAN, 1),
+    ] {
+        let units = graph.draw([1; 32], fraction);
+        assert_eq!(units.len(), drawn, "{fraction}");
+        assert!(units.is_sorted_by(|a, b| a < b));
+    }
+    let mut chance = Chance::new(63);
+    let (draws, fraction) = (4000, 0.1);
+    let mut times = vec![0_u32; count];
+    for _ in 0..draws {
+        for unit in graph.draw(chance.bytes(), fraction) {
+            times[unit.index()] += 1;
+        }
+    }
+    let alpha = graph.alpha(fraction);
+    assert!(alpha >= fraction && alpha < fraction + 1.0 / count as f64);
+    let expected = f64::from(draws) * alpha;
+    let deviation = (expected * (1.0 - alpha)).sqrt();
+    for (unit, times) in times.iter().enumerate() {
+        let off = (f64::from(*times) - expected).abs() / deviation;
+        assert!(off < 5.0, "unit {unit}: {times} of {expected}");
+    }
+}
+
+#[test]
+fn encodings_come_back_under_their_digest_only() {
+    for network in networks() {
+        let whole = whole(&network);
+        let model = whole.model();
+        let bytes = &model.blob()[..model.graph_bytes()];
+        assert_eq!(&Graph::decode(bytes).expect("its own"), &**model.graph());
+        let load = |blob: Vec<u8>, digest| {
+            larvatus_graph::Model::from_blob(blob, model.graph_bytes(), digest)
+        };
+        let again = load(model.blob().to_vec(), model.digest()).expect("its own");
+        assert_eq!(again.digest(), model.digest());
+        let mut other = model.blob().to_vec();
+        *other.last_mut().expect("weights") ^= 1;
+        let refused = load(other.clone(), model.digest());
+        assert!(matches!(refused, Err(ModelError::Digest { .. })));
+        other.pop();
+        let digest = larvatus_proto::digest::Digest::of_graph(&other);
+        let refused = load(other, digest);
+        assert!(matches!(refused, Err(ModelError::Length { .. })));
+    }
+}
+
+#[test]
+fn lines_of_images_are_committed_to_side_by_side() {
+    let network = models::small_cnn(1);
+    let whole = whole(&network);
+    let graph = whole.model().graph();
+    let order = Order::Lines {
+        images: 1,
+        channels: 3,
+        lines: 7,
+        width: 7,
     };
-    let content = |what| Err(NotShown::Content { what });
-    assert_eq!(judged(2, &input(model, 4), &first), content("input"));
-    assert_eq!(judged(3, &honest.input, &first), content("output"));
-    let same = |what| Err(NotShown::Same { what });
-    assert_eq!(judged(2, &honest.input, &first), same("input"));
-    // A leaf that is no input's.
-    assert_eq!(judged(2, &honest.input, &honest.one_leaf(4)), same("input"));
-    assert_eq!(
-        judged(2, &honest.input, &honest.one_leaf(UNITS)),
-        same("input")
-    );
-    // The salt of another commitment.
-    let other = of_port(&claim, 2, &[0; 32], &honest.input, &first);
-    assert_eq!(super_judged(&other, model), content("input"));
-    assert_ne!(
-        Salted::input(&[0; 32], &honest.input),
-        honest.claim.unverified().input
-    );
-}
-
-fn super_judged(bytes: &[u8], model: &Model) -> Result<(), NotShown> {
-    judged(bytes, model)
-}
-
-#[test]
-fn evidence_that_is_cut_off_or_mutated_is_none_or_shows_nothing() {
-    let honest = Honest::run(7, 3);
-    let bytes = accusation(&honest.claim.encode(), 4, &honest.opening(4));
-    for cut in 0..bytes.len() {
-        let refused = Evidence::decode(&bytes[..cut]);
-        let truncated = matches!(refused, Err(DecodeError::Truncated { .. }));
-        assert!(truncated, "{cut}: {refused:?}");
-    }
-    let mut longer = bytes.clone();
-    longer.push(0);
-    assert_eq!(
-        Evidence::decode(&longer),
-        Err(DecodeError::Trailing { extra: 1 })
-    );
-    let mut chance = Chance::new(5);
-    for _ in 0..2000 {
-        let mut mutated = bytes.clone();
-        for _ in 0..1 + chance.below(3) {
-            let at = chance.below(mutated.len());
-            mutated[at] = mutated[at].wrapping_add(1 + chance.below(255) as u8);
-        }
-        if let Ok(evidence) = Evidence::decode(&mutated) {
-            let shown = evidence.judge(worker_key(), &honest.model);
-            assert!(shown.is_err(), "{shown:?}");
-        }
-    }
-}
-
-#[test]
-fn a_record_of_another_key_or_other_content_is_refused() {
-    let model = tower(2, 1);
-    let terms = terms(&model, 0.5);
-    let mut peer = honest();
-    let mut remote = agreed(&terms, &mut peer).unwrap();
-    let record = run(&mut remote, &mut peer, 7, input(&model, 3)).unwrap();
-    let bytes = record.encode();
-    let own = trusted().public();
-    assert_eq!(Provisional::decode(&bytes, own).unwrap().encode(), bytes);
-    assert!(Provisional::decode(&bytes, worker_key()).is_err());
-    let mut chance = Chance::new(6);
-    let (mut refused, mut changed) = (0, 0);
-    for at in 0..bytes.len() {
-        let mut other = bytes.clone();
-        other[at] ^= 1 << chance.below(8);
-        changed += 1;
-        refused += usize::from(Provisional::decode(&other, own).is_err());
-    }
-    // The fraction is the trusted side's own setting, and no signature covers it: eight bytes.
-    assert!(changed - refused <= 8, "{refused} of {changed}");
-    assert_ne!(model.digest(), Digest([0; 32]));
+    assert_eq!(graph.inputs()[0].spec.order, order);
+    // Maxima are no lines; what convolutions make are.
+    let lines = graph
+        .nodes()
+        .iter()
+        .filter(|node| node.order != Order::Flat);
+    assert_eq!(lines.count(), 4);
 }

@@ -6,12 +6,14 @@ use larvatus_proto::wire::DecodeError;
 
 use crate::op::{Lookup, Made, Op};
 use crate::tensor::{Kind, Order, Source, TensorId, TensorSpec, Values};
-use crate::units::Units;
+use crate::units::{Grain, Units};
 
 /// Most nodes of a graph.
 pub const MAX_NODES: usize = 1 << 14;
 /// Most inputs, and most outputs.
 pub const MAX_PORTS: usize = 1 << 8;
+/// Most units.
+pub const MAX_UNITS: u32 = 1 << 24;
 /// Most axes of an input's or output's shape.
 pub const MAX_RANK: usize = 16;
 /// Most bytes of a name.
@@ -138,6 +140,7 @@ pub struct Graph {
     /// Where each tensor stands in the trace.
     places: Vec<u32>,
     layout: Layout,
+    grain: Grain,
     units: Units,
 }
 
@@ -259,7 +262,8 @@ impl Graph {
             }
         }
         let layout = Layout::new(lengths)?;
-        let units = Units::new(&inputs, &nodes, &tensors);
+        let grain = Grain::default();
+        let units = Units::new(grain, &inputs, &nodes, &tensors).map_err(|err| ports(err.0))?;
         Ok(Self {
             inputs,
             constants,
@@ -269,8 +273,25 @@ impl Graph {
             costs,
             places,
             layout,
+            grain,
             units,
         })
+    }
+
+    /// The same with units of another size.
+    ///
+    /// # Errors
+    /// [`GraphError`] where that makes more than [`MAX_UNITS`] of them.
+    pub fn with_grain(mut self, grain: Grain) -> Result<Self, GraphError> {
+        let units = Units::new(grain, &self.inputs, &self.nodes, &self.tensors);
+        self.units = units.map_err(|err| ports(err.0))?;
+        self.grain = grain;
+        Ok(self)
+    }
+
+    /// How large units are.
+    pub fn grain(&self) -> Grain {
+        self.grain
     }
 
     /// What goes in: the first tensors of the trace.

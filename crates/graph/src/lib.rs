@@ -39,4 +39,4 @@ pub use replay::Mismatch;
 pub use run::{Prepared, RunError};
 pub use tensor::{ConstantId, Kind, Order, Source, TensorId, TensorSpec, Values};
 pub use trace::{Recorder, Trace};
-pub use units::UnitId;
+pub use units::{Grain, UnitId};

@@ -2,17 +2,19 @@
 
 use larvatus_kernels::WrongLength;
 use larvatus_kernels::activation::Activation;
-use larvatus_kernels::fixed::{Bound, MaxAbs, max_abs, scale};
-use larvatus_kernels::hide::{Activations, quantise_short};
+use larvatus_kernels::fixed::{Bound, MaxAbs, max_abs_with, scale};
+use larvatus_kernels::hide::{Activations, quantise_short_with};
+use larvatus_kernels::isa::Isa;
 use larvatus_kernels::linear::Shape;
-use larvatus_kernels::local::chain::{self, Operand, chain};
-use larvatus_kernels::local::pool::{Windows, max_pool};
-use larvatus_kernels::reveal::{Bias, Claim, Epilogue, reveal};
+use larvatus_kernels::local::chain::{self, Operand, chain_with};
+use larvatus_kernels::local::pool::{Windows, max_pool_with};
+use larvatus_kernels::reveal::{Bias, Claim, Epilogue, reveal_with};
 
 use crate::op::{Axis, Step};
 
 /// What surrounds the integers of a linear map: one image of it.
 pub(crate) struct Around<'a> {
+    pub(crate) isa: Isa,
     pub(crate) shape: &'a Shape,
     pub(crate) bound: Bound,
     pub(crate) factor: &'a [f32],
@@ -36,7 +38,7 @@ impl Around<'_> {
             .map(|max| scale(MaxAbs::of(*max), self.bound).inverse);
         let inverse: Vec<f32> = inverse.collect();
         let x = Activations::new(x, rows, cols, &inverse, self.bound)?;
-        quantise_short(&x, &[], out, &mut []);
+        quantise_short_with(self.isa, &x, &[], out, &mut []);
         Ok(())
     }
 
@@ -56,10 +58,14 @@ impl Around<'_> {
         let (rows, cols) = self.shape.output_rows_cols();
         room.resize(rows * cols, 0.0);
         self.reveal(words, maxima, residual, room, row_max)?;
-        max_pool(windows, room, y)?;
+        max_pool_with(self.isa, windows, room, y)?;
         let pooled = y.chunks_exact(y.len() / rows);
         for (max, row) in row_max.iter_mut().zip(pooled) {
-            *max = if max.is_finite() { max_abs(row) } else { *max };
+            *max = if max.is_finite() {
+                max_abs_with(self.isa, row)
+            } else {
+                *max
+            };
         }
         Ok(())
     }
@@ -90,7 +96,7 @@ impl Around<'_> {
                     post: self.post,
                 };
                 let claim = Claim::new(words, None, rows, cols)?;
-                let _ = reveal(&claim, &[], &epilogue, y, row_max);
+                let _ = reveal_with(self.isa, &claim, &[], &epilogue, y, row_max);
             }
             Shape::MatMul(matmul) => {
                 let height = matmul.rows;
@@ -118,7 +124,7 @@ impl Around<'_> {
                     let len = y.len();
                     let y = y.get_mut(all.clone()).ok_or(part(len))?;
                     let row_max = row_max.get_mut(here).ok_or(part(len))?;
-                    let _ = reveal(&claim, &[], &epilogue, y, row_max);
+                    let _ = reveal_with(self.isa, &claim, &[], &epilogue, y, row_max);
                 }
             }
         }
@@ -128,7 +134,12 @@ impl Around<'_> {
 
 /// Applies steps to `y`, whose first element is element `first` of `len`. `others` are the values of the binary
 /// steps' operands, in their order: all of them, or those at the same places where they are `aligned`.
-pub(crate) fn steps(steps: &[Step], others: &[&[f32]], y: &mut [f32]) -> Result<(), WrongLength> {
+pub(crate) fn steps(
+    isa: Isa,
+    steps: &[Step],
+    others: &[&[f32]],
+    y: &mut [f32],
+) -> Result<(), WrongLength> {
     let mut others = others.iter();
     let mut inputs: Vec<&[f32]> = Vec::new();
     let mut all = Vec::with_capacity(steps.len());
@@ -153,7 +164,7 @@ pub(crate) fn steps(steps: &[Step], others: &[&[f32]], y: &mut [f32]) -> Result<
             }
         });
     }
-    chain(&all, &inputs, y)
+    chain_with(isa, &all, &inputs, y)
 }
 
 /// Copies the elements that the axes reach.

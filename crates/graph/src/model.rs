@@ -11,6 +11,7 @@ use crate::encode::MAX_GRAPH;
 use crate::graph::{ConstantSpec, Element, Graph, GraphError};
 use crate::op::Linear;
 use crate::tensor::ConstantId;
+use crate::units::Grain;
 
 /// Why a graph and its constants do not go together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,6 +159,19 @@ impl Model {
             }
         }
         Ok(model)
+    }
+
+    /// The same with units of another size: another program, with another digest.
+    ///
+    /// # Errors
+    /// [`ModelError::Graph`] where that makes too many of them.
+    pub fn with_grain(&self, grain: Grain) -> Result<Self, ModelError> {
+        let graph = Graph::clone(&self.graph).with_grain(grain)?;
+        let mut blob = graph.encode();
+        let graph_bytes = blob.len();
+        blob.extend_from_slice(self.weights());
+        let digest = Digest::of_graph(&blob);
+        Self::sealed(graph, blob, graph_bytes, digest)
     }
 
     /// The graph.

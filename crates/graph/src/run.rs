@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use larvatus_kernels::WrongLength;
-use larvatus_kernels::fixed::{MaxAbs, max_abs};
+use larvatus_kernels::fixed::{MaxAbs, max_abs_with};
+use larvatus_kernels::isa::Isa;
 use larvatus_kernels::linear::{ShapeError, ShortLinear};
-use larvatus_kernels::local::attention::{Inputs, attention, products};
-use larvatus_kernels::local::depthwise::depthwise;
-use larvatus_kernels::local::norm::{LayerNorm, layer_norm};
-use larvatus_kernels::local::pool::{Windows, max_pool, sum_pool, sum_rows};
-use larvatus_kernels::local::softmax::softmax;
+use larvatus_kernels::local::attention::{Inputs, attention_with, products_with};
+use larvatus_kernels::local::depthwise::depthwise_with;
+use larvatus_kernels::local::norm::{LayerNorm, layer_norm_with};
+use larvatus_kernels::local::pool::{Windows, max_pool_with, sum_pool_with, sum_rows_with};
+use larvatus_kernels::local::softmax::softmax_with;
 
 use crate::graph::{Element, Graph};
 use crate::local::{self, Around};
@@ -86,6 +87,7 @@ enum Constant {
 
 /// A graph with its constants, ready to run; shared by threads.
 pub struct Prepared {
+    isa: Isa,
     graph: Arc<Graph>,
     constants: Vec<Constant>,
     /// One for each node that has weights.
@@ -107,6 +109,14 @@ impl Prepared {
     /// # Errors
     /// [`ModelError::Weights`] where the kernels refuse them.
     pub fn new(model: &Model) -> Result<Self, ModelError> {
+        Self::with_isa(Isa::best(), model)
+    }
+
+    /// [`new`](Self::new) for a given instruction set: all give the same bits.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn with_isa(isa: Isa, model: &Model) -> Result<Self, ModelError> {
         let graph = Arc::clone(model.graph());
         let bytes = model.constants();
         let constants = graph.constants().iter().zip(0..);
@@ -119,7 +129,7 @@ impl Prepared {
         let linears = graph.nodes().iter().map(|node| match &node.op {
             Op::Linear(linear) => {
                 let weights = bytes.weights(linear, |plane| plane.into())?;
-                ShortLinear::new(linear.spec.shape.clone(), &weights).map(Some)
+                ShortLinear::with_isa(isa, linear.spec.shape.clone(), &weights).map(Some)
             }
             _ => Ok(None),
         });
@@ -143,6 +153,7 @@ impl Prepared {
             }
         }
         Ok(Self {
+            isa,
             graph,
             constants,
             linears,
@@ -206,7 +217,9 @@ impl Prepared {
             if (values.kind(), values.len()) != (port.spec.kind, port.spec.elements) {
                 return Err(RunError::Input { input });
             }
-            let finite = values.floats().is_none_or(|x| max_abs(x).is_finite());
+            let finite = values
+                .floats()
+                .is_none_or(|x| max_abs_with(self.isa, x).is_finite());
             if !finite {
                 return Err(RunError::InputNotFinite { input });
             }
@@ -278,7 +291,7 @@ impl Live {
     }
 
     /// The largest magnitudes of `count` equal runs.
-    fn maxima(&self, count: usize) -> Vec<f32> {
+    fn maxima(&self, isa: Isa, count: usize) -> Vec<f32> {
         let x = self.values.floats().unwrap_or_default();
         if !self.maxima.is_empty() && self.maxima.len().is_multiple_of(count) {
             let each = self.maxima.chunks_exact(self.maxima.len() / count);
@@ -286,7 +299,7 @@ impl Live {
             return each.map(|max| max.value()).collect();
         }
         let each = x.chunks_exact((x.len() / count).max(1));
-        each.map(|run| max_abs(run).value()).collect()
+        each.map(|run| max_abs_with(isa, run).value()).collect()
     }
 }
 
@@ -346,7 +359,7 @@ impl Run<'_> {
         let node = graph.nodes().get(index);
         let is_maxima = node.is_some_and(|node| matches!(node.op, Op::Maxima { .. }));
         let good = if made.maxima.is_empty() || made.maxima.iter().any(|max| !max.is_finite()) {
-            let largest = max_abs(values);
+            let largest = max_abs_with(self.prepared.isa, values);
             largest.is_finite() || !is_maxima && !largest.value().is_nan()
         } else {
             true
@@ -434,7 +447,9 @@ impl Run<'_> {
         match op {
             Op::Linear(_) | Op::Gather { .. } => {}
             Op::Maxima { input, count } => {
-                let maxima = self.live(*input).map(|live| live.maxima(*count));
+                let maxima = self
+                    .live(*input)
+                    .map(|live| live.maxima(self.prepared.isa, *count));
                 let maxima = maxima.unwrap_or_default();
                 y.iter_mut().zip(maxima).for_each(|(y, max)| *y = max);
             }
@@ -455,7 +470,7 @@ impl Run<'_> {
                         mask: part(mask, 3),
                     };
                     let out = y.get_mut(batch * advance[4]..).unwrap_or_default();
-                    attention(shape, inputs, out)?;
+                    attention_with(self.prepared.isa, shape, inputs, out)?;
                 }
             }
             Op::Products {
@@ -468,7 +483,7 @@ impl Run<'_> {
                     let a = from(self.floats(*a), batch * advance[0]);
                     let b = from(self.floats(*b), batch * advance[1]);
                     let out = y.get_mut(batch * advance[2]..).unwrap_or_default();
-                    products(shape, a, b, out)?;
+                    products_with(self.prepared.isa, shape, a, b, out)?;
                 }
             }
             Op::Chain { input, steps } => {
@@ -479,7 +494,7 @@ impl Run<'_> {
                     .skip(1)
                     .map(|source| self.floats(*source))
                     .collect();
-                local::steps(steps, &others, y)?;
+                local::steps(self.prepared.isa, steps, &others, y)?;
             }
             Op::Depthwise {
                 input,
@@ -491,7 +506,14 @@ impl Run<'_> {
                 let bias = bias
                     .and_then(|bias| self.constant(bias))
                     .unwrap_or_default();
-                depthwise(windows, filters, bias, self.floats(*input), y)?;
+                depthwise_with(
+                    self.prepared.isa,
+                    windows,
+                    filters,
+                    bias,
+                    self.floats(*input),
+                    y,
+                )?;
             }
             Op::LayerNorm {
                 input,
@@ -509,23 +531,25 @@ impl Run<'_> {
                     gamma: vector(gamma),
                     beta: vector(beta),
                 };
-                layer_norm(&norm, *cols, self.floats(*input), y)?;
+                layer_norm_with(self.prepared.isa, &norm, *cols, self.floats(*input), y)?;
             }
             Op::Softmax { input, cols } => {
                 copy(self.floats(*input), y);
-                softmax(*cols, y)?;
+                softmax_with(self.prepared.isa, *cols, y)?;
             }
-            Op::MaxPool { input, windows } => max_pool(windows, self.floats(*input), y)?,
+            Op::MaxPool { input, windows } => {
+                max_pool_with(self.prepared.isa, windows, self.floats(*input), y)?
+            }
             Op::SumPool {
                 input,
                 windows,
                 divisor,
-            } => sum_pool(windows, *divisor, self.floats(*input), y)?,
+            } => sum_pool_with(self.prepared.isa, windows, *divisor, self.floats(*input), y)?,
             Op::SumRows {
                 input,
                 cols,
                 factor,
-            } => sum_rows(*cols, *factor, self.floats(*input), y)?,
+            } => sum_rows_with(self.prepared.isa, *cols, *factor, self.floats(*input), y)?,
             Op::View { input, start, axes } => {
                 local::view(*start, axes, self.floats(*input), y);
             }
@@ -557,6 +581,7 @@ impl Run<'_> {
         let layer = layer.ok_or(wrong(1))?;
         let spec = &linear.spec;
         let around = Around {
+            isa: self.prepared.isa,
             shape: &spec.shape,
             bound: linear.bound,
             factor: self.constant(linear.factor).unwrap_or_default(),

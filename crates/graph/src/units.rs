@@ -15,15 +15,32 @@ use std::ops::Range;
 use larvatus_kernels::linear::Shape;
 use larvatus_proto::commit::{LEAF, LeafId};
 
-use crate::graph::{Graph, Input, Node};
+use crate::graph::{Graph, Input, MAX_UNITS, Node, Problem};
 use crate::op::{Linear, Op};
 use crate::replay::reads;
 use crate::tensor::{Order, Source, TensorId, TensorSpec};
 
-/// Multiplications of a unit, unless a single row has more.
-const MULTIPLICATIONS: u64 = 1 << 24;
-/// Elements of a unit that multiplies little.
-const ELEMENTS: usize = 1 << 18;
+/// Most elements of a unit that multiplies little, unless a single row has more.
+pub const MAX_ELEMENTS: u32 = 1 << 22;
+
+/// How large units are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grain {
+    /// Multiplications of a unit, unless a single row has more.
+    pub multiplications: u32,
+    /// Elements of a unit that multiplies little.
+    pub elements: u32,
+}
+
+impl Default for Grain {
+    /// A few milliseconds of one core; openings of about a megabyte.
+    fn default() -> Self {
+        Self {
+            multiplications: 1 << 24,
+            elements: 1 << 18,
+        }
+    }
+}
 
 /// Number of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -214,20 +231,32 @@ pub(crate) struct Units {
 }
 
 impl Units {
-    pub(crate) fn new(inputs: &[Input], nodes: &[Node], tensors: &[TensorSpec]) -> Self {
+    pub(crate) fn new(
+        grain: Grain,
+        inputs: &[Input],
+        nodes: &[Node],
+        tensors: &[TensorSpec],
+    ) -> Result<Self, Problem> {
+        if grain.multiplications == 0 || !(1..=MAX_ELEMENTS).contains(&grain.elements) {
+            return Err(Problem("units of nothing, or too large"));
+        }
         let specs = tensors.iter().skip(inputs.len());
         let cuts: Vec<Cut> = nodes
             .iter()
             .zip(specs)
-            .map(|(node, spec)| cut(&node.op, spec, tensors))
+            .map(|(node, spec)| cut(grain, &node.op, spec, tensors))
             .collect();
         let mut first = vec![0_u32];
+        let mut last = 0;
         for cut in &cuts {
-            let last = first.last().copied().unwrap_or(0);
             let count = u32::try_from(cut.count()).unwrap_or(u32::MAX);
-            first.push(last.saturating_add(count));
+            last = count.saturating_add(last);
+            if last > MAX_UNITS {
+                return Err(Problem("more units than can be numbered"));
+            }
+            first.push(last);
         }
-        Self { cuts, first }
+        Ok(Self { cuts, first })
     }
 
     fn count(&self) -> u32 {
@@ -253,32 +282,37 @@ impl Units {
 }
 
 /// Places where a tensor is cut: lines, or elements.
-fn places(spec: &TensorSpec, align: usize) -> Cut {
+fn places(grain: Grain, spec: &TensorSpec) -> Cut {
     match spec.order {
         Order::Flat => Cut::Places {
             images: 1,
-            steps: Steps::new(spec.elements, spec.elements as u64, ELEMENTS as u64, align),
+            steps: Steps::new(
+                spec.elements,
+                spec.elements as u64,
+                grain.elements.into(),
+                1,
+            ),
         },
         Order::Lines { images, lines, .. } => {
             let of_image = (spec.elements / images) as u64;
             Cut::Places {
                 images,
-                steps: Steps::new(lines, of_image, ELEMENTS as u64, 1),
+                steps: Steps::new(lines, of_image, grain.elements.into(), 1),
             }
         }
     }
 }
 
-fn cut(op: &Op, spec: &TensorSpec, tensors: &[TensorSpec]) -> Cut {
+fn cut(grain: Grain, op: &Op, spec: &TensorSpec, tensors: &[TensorSpec]) -> Cut {
     let input_len = |source: &Source| match source {
         Source::Tensor(id) => tensors.get(id.index()).map_or(1, |spec| spec.elements),
         Source::Constant(_) => spec.elements,
     };
     match op {
-        Op::Linear(linear) => cut_linear(linear, spec),
+        Op::Linear(linear) => cut_linear(grain, linear, spec),
         Op::Maxima { input, count } => {
             let len = input_len(&Source::Tensor(*input));
-            Cut::Rows(Steps::new(*count, len as u64, ELEMENTS as u64, 1))
+            Cut::Rows(Steps::new(*count, len as u64, grain.elements.into(), 1))
         }
         Op::Attention { shape, batches, .. } => {
             let row = shape.keys as u64 * (shape.depth + shape.width) as u64;
@@ -286,7 +320,7 @@ fn cut(op: &Op, spec: &TensorSpec, tensors: &[TensorSpec]) -> Cut {
             Cut::Heads {
                 batches: *batches,
                 heads: shape.heads,
-                rows: Steps::new(shape.queries, whole, MULTIPLICATIONS, 1),
+                rows: Steps::new(shape.queries, whole, grain.multiplications.into(), 1),
             }
         }
         Op::Products { shape, batches, .. } => {
@@ -295,20 +329,25 @@ fn cut(op: &Op, spec: &TensorSpec, tensors: &[TensorSpec]) -> Cut {
             Cut::Heads {
                 batches: *batches,
                 heads: shape.matrices,
-                rows: Steps::new(shape.rows, whole, MULTIPLICATIONS, 1),
+                rows: Steps::new(shape.rows, whole, grain.multiplications.into(), 1),
             }
         }
         Op::Depthwise { windows, .. } => {
             let taps = (windows.kernel[0] * windows.kernel[1]) as u64;
             let whole = taps.saturating_mul(spec.elements as u64);
-            Cut::Rows(Steps::new(windows.output[0], whole, MULTIPLICATIONS / 4, 1))
+            Cut::Rows(Steps::new(
+                windows.output[0],
+                whole,
+                u64::from(grain.multiplications / 4),
+                1,
+            ))
         }
         Op::MaxPool { windows, .. } | Op::SumPool { windows, .. } => {
             let whole = windows.planes * windows.input[0] * windows.input[1];
             Cut::Rows(Steps::new(
                 windows.output[0],
                 whole as u64,
-                ELEMENTS as u64,
+                grain.elements.into(),
                 1,
             ))
         }
@@ -316,17 +355,24 @@ fn cut(op: &Op, spec: &TensorSpec, tensors: &[TensorSpec]) -> Cut {
         | Op::Softmax { input, cols }
         | Op::SumRows { input, cols, .. } => {
             let len = input_len(input);
-            Cut::Rows(Steps::new(len / cols, len as u64, ELEMENTS as u64, 1))
+            Cut::Rows(Steps::new(len / cols, len as u64, grain.elements.into(), 1))
         }
         Op::Gather { cols, .. } => {
             let rows = spec.elements / cols;
-            Cut::Rows(Steps::new(rows, spec.elements as u64, ELEMENTS as u64, 1))
+            Cut::Rows(Steps::new(
+                rows,
+                spec.elements as u64,
+                grain.elements.into(),
+                1,
+            ))
         }
-        Op::Chain { .. } | Op::View { .. } | Op::Concat { .. } | Op::Cast { .. } => places(spec, 1),
+        Op::Chain { .. } | Op::View { .. } | Op::Concat { .. } | Op::Cast { .. } => {
+            places(grain, spec)
+        }
     }
 }
 
-fn cut_linear(linear: &Linear, spec: &TensorSpec) -> Cut {
+fn cut_linear(grain: Grain, linear: &Linear, spec: &TensorSpec) -> Cut {
     let images = linear.spec.images;
     match &linear.spec.shape {
         Shape::Conv(conv) => {
@@ -338,16 +384,16 @@ fn cut_linear(linear: &Linear, spec: &TensorSpec) -> Cut {
             let mut channels = Steps::whole(conv.out_channels);
             let (mut rows, mut cols) = (Steps::whole(height), Steps::whole(width));
             if height > 1 {
-                rows = Steps::new(height, macs, MULTIPLICATIONS, 1);
+                rows = Steps::new(height, macs, grain.multiplications.into(), 1);
             } else if width > 1 {
                 // Whole lines as they are committed to.
                 let line = match spec.order {
                     Order::Lines { width: line, .. } if width % line == 0 => line,
                     _ => 1,
                 };
-                cols = Steps::new(width, macs, MULTIPLICATIONS, line);
+                cols = Steps::new(width, macs, grain.multiplications.into(), line);
             } else if conv.groups == 1 {
-                channels = Steps::new(conv.out_channels, macs, MULTIPLICATIONS, 1);
+                channels = Steps::new(conv.out_channels, macs, grain.multiplications.into(), 1);
             }
             Cut::Conv {
                 images,
@@ -359,9 +405,9 @@ fn cut_linear(linear: &Linear, spec: &TensorSpec) -> Cut {
         Shape::MatMul(matmul) => {
             let row = (matmul.inner * matmul.columns) as u64;
             let whole = row.saturating_mul(matmul.rows as u64);
-            let rows = Steps::new(matmul.rows, whole, MULTIPLICATIONS, 1);
-            let cols = if row > MULTIPLICATIONS {
-                Steps::new(matmul.columns, row, MULTIPLICATIONS, 1)
+            let rows = Steps::new(matmul.rows, whole, grain.multiplications.into(), 1);
+            let cols = if row > u64::from(grain.multiplications) {
+                Steps::new(matmul.columns, row, grain.multiplications.into(), 1)
             } else {
                 Steps::whole(matmul.columns)
             };
@@ -377,13 +423,13 @@ fn cut_linear(linear: &Linear, spec: &TensorSpec) -> Cut {
 
 impl Graph {
     /// How many units there are.
-    pub fn unit_count(&self) -> u32 {
-        self.units_table().count()
+    pub fn unit_count(&self) -> usize {
+        self.units_table().count() as usize
     }
 
     /// All units, in the order of the nodes.
     pub fn units(&self) -> impl Iterator<Item = UnitId> + use<> {
-        (0..self.unit_count()).map(UnitId)
+        (0..self.units_table().count()).map(UnitId)
     }
 
     /// The node that a unit is a part of.
@@ -400,7 +446,7 @@ impl Graph {
     }
 
     /// What a unit is, for people: the node's name and kind, and the part of it.
-    pub fn unit_name(&self, unit: UnitId) -> String {
+    pub fn describe(&self, unit: UnitId) -> String {
         let found = self.units_table().find(unit);
         let Some((node, part)) = found else {
             return format!("no unit {unit}");
@@ -408,6 +454,25 @@ impl Graph {
         let node = self.nodes().get(node);
         let (name, kind) = node.map_or(("?", "?"), |node| (&node.name, node.op.kind()));
         format!("{name} ({kind}), {part}")
+    }
+
+    /// What the tensor at a place of the trace is, for people.
+    pub fn describe_place(&self, place: u32) -> String {
+        let index = (0..).map(TensorId).take(self.tensors().len());
+        let mut found = index.filter(|tensor| self.place(*tensor) == place);
+        let Some(tensor) = found.next() else {
+            return format!("no tensor {place}");
+        };
+        match self
+            .maker(tensor)
+            .map(|node| (node, self.nodes().get(node)))
+        {
+            Some((number, Some(node))) => format!("node {number} ({})", node.name),
+            _ => {
+                let input = self.inputs().get(tensor.index());
+                format!("input {}", input.map_or("?", |input| &input.name))
+            }
+        }
     }
 
     /// The leaves that show whether a unit was computed right, in increasing order; none where there is no such unit.
@@ -466,7 +531,7 @@ impl Graph {
     /// Draws units: uniformly, without replacement, ⌈`fraction` · units⌉ of them and at least one. The same seed draws the
     /// same units. In increasing order.
     pub fn draw(&self, seed: [u8; 32], fraction: f64) -> Vec<UnitId> {
-        let count = self.unit_count();
+        let count = self.units_table().count();
         let wanted = drawn(count, fraction);
         let mut hasher = blake3::Hasher::new_derive_key("larvatus 2026 units to audit v1");
         hasher.update(&seed);
@@ -494,7 +559,7 @@ impl Graph {
 
     /// α: the probability that [`draw`](Self::draw) takes a given unit, the same for all.
     pub fn alpha(&self, fraction: f64) -> f64 {
-        let count = self.unit_count();
+        let count = self.units_table().count();
         f64::from(drawn(count, fraction)) / f64::from(count.max(1))
     }
 }

@@ -1,12 +1,14 @@
 //! Whole networks as one program: whether they equal `run_exact`, what a trace takes, and how long.
 //!
-//! `whole [--runs N] MODEL.onnx…`
+//! `whole [--runs N] [--threads N] [--dump DIR] MODEL.onnx…`
 //!
 //! For each model: nodes, units, bytes of a trace and of the program without its weights; whether the outputs equal those of
 //! `run_exact` bit for bit; wall-clock medians of `run_exact`, of the program without a trace and with one that is committed
 //! to; the share of CPU time that committing takes; and one audit of every unit that is drawn at 5 %: its units, bytes and
-//! time. Threads are those of the current rayon pool.
+//! time. `--dump` writes these units' openings for `scripts/replay.py`.
 
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,37 +18,49 @@ use larvatus::plan::Plan;
 use larvatus::policy::Preset;
 use larvatus::tensor::{DatumType, Tensor, from_floats};
 use larvatus::whole::Whole;
-use larvatus_graph::{Prepared, Recorder};
+use larvatus_graph::{Prepared, Recorder, UnitId};
+use larvatus_proto::commit::Opened;
 
 fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    let mut runs = 7;
+    let (mut runs, mut threads) = (7, 0);
+    let mut dump: Option<PathBuf> = None;
     let mut arguments = std::env::args().skip(1);
     println!(
         "| model | nodes | units | trace MB | program KB | equal | run_exact ms | whole ms | committed ms | commit CPU | audit 5 %: units | MB | ms |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     while let Some(argument) = arguments.next() {
-        if argument == "--runs" {
-            runs = arguments
-                .next()
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(runs);
-            continue;
-        }
-        match row(&argument, runs) {
-            Ok(true) => {}
-            Ok(false) => code = ExitCode::FAILURE,
-            Err(err) => {
-                println!("| {argument} | {err} |");
-                code = ExitCode::FAILURE;
+        let mut number = || arguments.next().and_then(|n| n.parse().ok());
+        match argument.as_str() {
+            "--runs" => runs = number().unwrap_or(runs),
+            "--threads" => threads = number().unwrap_or(threads),
+            "--dump" => dump = arguments.next().map(PathBuf::from),
+            path => {
+                let equal = on_threads(threads, || row(path, runs, dump.as_deref()));
+                if !equal.unwrap_or_else(|err| {
+                    println!("| {path} | {err} |");
+                    false
+                }) {
+                    code = ExitCode::FAILURE;
+                }
             }
         }
     }
     code
 }
 
-fn row(path: &str, runs: usize) -> Result<bool, Box<dyn std::error::Error>> {
+/// With so many threads for the linear maps; 0 are as many as there are cores.
+fn on_threads(
+    threads: usize,
+    work: impl FnOnce() -> Result<bool, Box<dyn std::error::Error>> + Send,
+) -> Result<bool, String> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|err| err.to_string())?;
+    pool.install(|| work().map_err(|err| err.to_string()))
+}
+
+fn row(path: &str, runs: usize, dump: Option<&Path>) -> Result<bool, Box<dyn std::error::Error>> {
     let model = Model::load(&std::fs::read(path)?, &[])?;
     let plan = Plan::new(&model, &Preset::Slalom.policy())?;
     let whole = Whole::of_plan(&plan)?;
@@ -87,6 +101,9 @@ fn row(path: &str, runs: usize) -> Result<bool, Box<dyn std::error::Error>> {
         whole.model().replay(*unit, &opened)?;
     }
     let audit = start.elapsed();
+    if let Some(dump) = dump {
+        write(dump, whole.model(), &units, &opened)?;
+    }
     let name = path.rsplit('/').next().unwrap_or(path);
     println!(
         "| {name} | {} | {} | {:.1} | {:.1} | {equal} | {:.1} | {:.1} | {:.1} | {:.1} % | {} | {:.1} | {:.1} |",
@@ -103,6 +120,41 @@ fn row(path: &str, runs: usize) -> Result<bool, Box<dyn std::error::Error>> {
         millis(audit),
     );
     Ok(equal)
+}
+
+/// What an independent replay reads.
+fn write(
+    folder: &Path,
+    model: &larvatus_graph::Model,
+    units: &[UnitId],
+    opened: &Opened,
+) -> Result<(), Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("model.bin"), model.blob())?;
+    let mut leaves = Vec::new();
+    for (leaf, bytes) in opened.leaves() {
+        for word in [leaf.tensor, leaf.leaf, u32::try_from(bytes.len())?] {
+            leaves.extend(word.to_le_bytes());
+        }
+        leaves.extend(bytes);
+    }
+    std::fs::write(folder.join("leaves.bin"), leaves)?;
+    let mut text = format!("{}\n", model.graph_bytes());
+    for unit in units {
+        let node = model
+            .graph()
+            .node_of(*unit)
+            .ok_or("a unit without a node")?;
+        write!(text, "{unit} {node}")?;
+        let disclosed = model.graph().discloses(*unit);
+        let (_, made) = disclosed.last().ok_or("a unit that makes nothing")?;
+        for run in made {
+            write!(text, " {} {}", run.start, run.end)?;
+        }
+        text.push('\n');
+    }
+    std::fs::write(folder.join("units.txt"), text)?;
+    Ok(())
 }
 
 fn same(a: &Tensor, b: &Tensor) -> bool {

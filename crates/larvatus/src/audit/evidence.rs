@@ -56,7 +56,7 @@ pub enum NotShown {
         /// The unit named.
         unit: u32,
         /// How many there are.
-        units: u32,
+        units: usize,
     },
     /// The input or output is not the one that was committed to.
     Content {
@@ -283,7 +283,7 @@ impl Evidence {
     fn unit(&self, unit: UnitId, statement: &Statement, model: &Model) -> Result<Parts, NotShown> {
         let graph = model.graph();
         let units = graph.unit_count();
-        if unit.0 >= units {
+        if unit.index() >= units {
             let unit = unit.0;
             return Err(NotShown::NoUnit { unit, units });
         }
@@ -299,7 +299,7 @@ impl Evidence {
             Err(mismatch) if mismatch.is_lie() => mismatch,
             Err(mismatch) => return Err(NotShown::Cannot { mismatch }),
         };
-        let what = format!("{} does not recompute: {mismatch}", graph.unit_name(unit));
+        let what = format!("{} does not recompute: {mismatch}", graph.describe(unit));
         Ok((what, Some((unit, mismatch)), disclosed(graph, &needs)))
     }
 
@@ -349,7 +349,7 @@ fn disclosed(graph: &Graph, leaves: &[LeafId]) -> Vec<Disclosed> {
             Some(last) if last.tensor == leaf.tensor => last.bytes += bytes,
             _ => all.push(Disclosed {
                 tensor: leaf.tensor,
-                name: name_of(graph, leaf.tensor),
+                name: graph.describe_place(leaf.tensor),
                 bytes,
                 of: layout
                     .lengths()
@@ -360,15 +360,4 @@ fn disclosed(graph: &Graph, leaves: &[LeafId]) -> Vec<Disclosed> {
         }
     }
     all
-}
-
-/// What stands at a place of the trace.
-fn name_of(graph: &Graph, place: u32) -> String {
-    if let Some(input) = graph.inputs().get(place as usize) {
-        return format!("input {}", input.name);
-    }
-    let made = graph.nodes().iter().enumerate();
-    let mut made = made.filter(|(node, _)| graph.place(graph.made_by(*node)) == place);
-    made.next()
-        .map_or_else(|| format!("tensor {place}"), |(_, node)| node.name.clone())
 }
