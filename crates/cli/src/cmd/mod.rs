@@ -1,7 +1,9 @@
 //! The commands.
 
+mod audit;
 mod bench;
 mod calibrate;
+mod judge;
 mod plan;
 mod provision;
 mod run;
@@ -30,6 +32,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             println!("{}", parties::own_identity(args.file.as_deref())?.pin());
             Ok(Verdict::Accepted)
         }
+        Command::Audit(args) => audit::run(&args),
+        Command::VerifyReceipt(args) => judge::verify_receipt(&args),
+        Command::Judge(args) => judge::judge(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
     }
@@ -89,6 +94,16 @@ impl Named {
             preset: Some(preset),
             policy: preset.policy(),
         })
+    }
+
+    /// That layers go to a worker one by one, where something takes that.
+    pub(crate) fn by_layer(&self, what: &str) -> Result<()> {
+        ensure!(
+            self.preset != Some(Preset::WholeAudited),
+            "--preset {} sends the whole network; {what} is for presets that send layers",
+            self.name
+        );
+        Ok(())
     }
 
     /// Whether a worker is called.

@@ -22,6 +22,7 @@ use crate::table::{bytes, count, shorten, table};
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     let named = Named::of(&args.job)?;
+    named.by_layer("a table of layers")?;
     let model = load(&args.job.model, &shapes(&args.job.shape)?)?;
     let plan = plan(&model, &named.policy)?;
     let stored = args.stored.store.as_deref();

@@ -20,7 +20,7 @@ use crate::args::Run as Args;
 use crate::driver::{Lie, Manner, Outcome, drive, millis};
 use crate::memory::Memory;
 use crate::parties::Parties;
-use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
+use crate::report::{AuditField, Bytes, Cpu, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
 use crate::store;
 use crate::table::{bytes, table};
@@ -28,6 +28,7 @@ use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
+mod whole;
 
 /// Everything a run yields, whoever computed it.
 struct Results {
@@ -59,6 +60,18 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let model = load_for_inputs(args)?;
     let (names, inputs) = read_inputs(args, &model)?;
     let outputs = model.outputs().to_vec();
+    if named.preset == Some(Preset::WholeAudited) {
+        let names = Names {
+            inputs: names,
+            outputs,
+            labels,
+        };
+        return whole::run(args, &named, &parties, &model, &inputs, names);
+    }
+    ensure!(
+        args.auditing.audit_dir.is_none() && args.auditing.worker_key.is_none(),
+        "--audit-dir and --worker-key are for --preset whole-audited"
+    );
     let mut report;
     let results;
     let mut lie = None;
@@ -445,6 +458,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         layers: Vec::new(),
         worker: None,
         tickets: None,
+        audit: None,
         inferences: Vec::new(),
     }
 }
@@ -492,6 +506,27 @@ fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Po
     }
 }
 
+fn print_audit(audit: &AuditField) {
+    println!(
+        "audit: {} of {} units each (α = {:.4}); a wrong run is missed with at most {:.4}, all {} with at most {:.2e}",
+        (audit.alpha * audit.units as f64).round(),
+        audit.units,
+        audit.alpha,
+        audit.undetected_one,
+        audit.records.len(),
+        audit.undetected_all
+    );
+    let done = audit.settled + audit.rejected + audit.worker_failed;
+    match done {
+        0 => println!(
+            "records in {}: provisional until `larvatus audit {} --worker ADDR` settles them",
+            audit.folder, audit.folder
+        ),
+        _ => println!("records in {}: {} settled", audit.folder, audit.settled),
+    }
+    println!("worker signs with {}", audit.worker_key);
+}
+
 fn print_costs(report: &Report, inferences: usize) {
     let runs = if inferences > 1 {
         format!(" for {inferences}")
@@ -524,5 +559,8 @@ fn print_costs(report: &Report, inferences: usize) {
         );
     }
     println!("{}", report.memory.sentence());
+    if let Some(audit) = &report.audit {
+        print_audit(audit);
+    }
     println!("guarantee: {}", report.guarantee);
 }

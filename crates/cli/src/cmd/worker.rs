@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use larvatus_host::pump::Options;
-use larvatus_host::{Address, Clock, Listener, Pin, serve};
+use larvatus_host::{Address, Clock, Listener, Pin, entropy, serve};
+use larvatus_proto::receipt::Signer;
 use larvatus_worker::cpu::Cpu;
 use larvatus_worker::{Backend, Limits, Service, Store};
 
@@ -35,10 +36,16 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     let name = backend.name();
     let limits = Limits {
         store_bytes: args.memory << 20,
+        trace_bytes: args.trace_memory << 20,
         ..Limits::default()
     };
     let connections = limits.connections;
-    let store = Store::new(Box::new(backend), limits);
+    let backend = Box::new(backend);
+    let store = match role {
+        Role::Worker => Store::signing(backend, limits, signer(args)?),
+        Role::Dealer => Store::new(backend, limits),
+    };
+    let key = store.key();
     let listener = listen(args, &address)?;
     let stop = Arc::new(AtomicBool::new(false));
     if args.until_stdin_ends {
@@ -53,10 +60,12 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         Role::Worker => "worker",
         Role::Dealer => "dealer",
     };
+    let key = key.map(|key| format!(", receipt key {key}"));
     println!(
-        "{what} on {}: {name}, {} MiB for models",
+        "{what} on {}: {name}, {} MiB for models{}",
         listener.address(),
-        args.memory
+        args.memory,
+        key.unwrap_or_default()
     );
     let make = move |now| {
         let store = Arc::clone(&store);
@@ -80,6 +89,24 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         let _ = std::fs::remove_dir(folder);
     }
     Ok(Verdict::Accepted)
+}
+
+/// The key that whole runs are signed with. A worker that its caller started, or that has no place for a key, signs with one
+/// that goes with it.
+fn signer(args: &Args) -> Result<Signer> {
+    if args.receipt_key.is_none() && args.until_stdin_ends {
+        return Ok(Signer::new(entropy()?));
+    }
+    let kept = parties::receipt_key(args.receipt_key.as_deref(), "worker-receipt.key");
+    match &args.receipt_key {
+        None if kept.is_err() => {
+            eprintln!(
+                "larvatus: no place for a receipt key; this process signs with one of its own"
+            );
+            Ok(Signer::new(entropy()?))
+        }
+        _ => kept,
+    }
 }
 
 /// Starts to listen, over TLS with this machine's identity.
