@@ -246,7 +246,8 @@ fn a_worker_that_does_not_answer_or_open_in_time_is_never_settled() {
 fn openings_that_are_not_those_asked_for_are_rejected_without_evidence() {
     for lie in [
         WholeLie::OpensOtherBytes,
-        WholeLie::OpensOtherLeaves,
+        WholeLie::OpensFewer,
+        WholeLie::OpensRenamed,
         WholeLie::OpensGarbage,
         WholeLie::OpensTruncated,
         WholeLie::AnswersOtherwise,
@@ -255,13 +256,40 @@ fn openings_that_are_not_those_asked_for_are_rejected_without_evidence() {
         assert_eq!(evidence, None, "{lie:?}");
         let right = match lie {
             WholeLie::OpensOtherBytes => matches!(what, Lie::Opening(OpenError::Root { .. })),
-            WholeLie::OpensOtherLeaves | WholeLie::OpensGarbage | WholeLie::OpensTruncated => {
+            WholeLie::OpensFewer => {
+                let (expected, got) = (UNITS as usize - 1, UNITS as usize - 2);
+                what == Lie::Opening(OpenError::Count { expected, got })
+            }
+            WholeLie::OpensRenamed | WholeLie::OpensGarbage | WholeLie::OpensTruncated => {
                 matches!(what, Lie::Malformed(_))
             }
             _ => matches!(what, Lie::Protocol(WorkerMisbehaved::OutOfTurn { .. })),
         };
         assert!(right, "{lie:?}: {what:?}");
     }
+}
+
+#[test]
+fn the_opening_of_another_unit_is_rejected() {
+    let model = tower(FLOORS, 1);
+    let terms = terms(&model, 0.05);
+    let mut peer = WholeLiar::new(honest(), WholeLie::OpensOthers);
+    let mut remote = agreed(&terms, &mut peer).unwrap();
+    let record = run(&mut remote, &mut peer, 7, input(&model, 3)).unwrap();
+    // A draw of one floor in the middle.
+    let middle = |seed: &[u8; 32]| matches!(model.graph().draw(*seed, 0.05)[..], [UnitId(4..=9)]);
+    let seed = (0..=u8::MAX).map(|byte| [byte; 32]).find(middle).unwrap();
+    let unit = model.graph().draw(seed, 0.05)[0].0;
+    let Outcome::Rejected(rejected) = audit(&terms, &mut remote, &mut peer, record, seed) else {
+        panic!("not rejected");
+    };
+    let leaf = |tensor| LeafId { tensor, leaf: 0 };
+    let (expected, got) = (leaf(unit), leaf(unit + 1));
+    assert_eq!(
+        rejected.lie(),
+        &Lie::Opening(OpenError::NotAsked { expected, got })
+    );
+    assert_eq!(rejected.evidence(), None);
 }
 
 #[test]

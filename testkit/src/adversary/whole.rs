@@ -4,14 +4,14 @@ use larvatus_graph::run::Changing;
 use larvatus_graph::trace::{Recorded, Recorder};
 use larvatus_graph::{Model, Prepared, RunError, TensorId, TensorSpec, Trace, Values};
 use larvatus_proto::digest::Digest;
-use larvatus_proto::frame::{Frame, FrameLimits, Reply, pack, unpack};
+use larvatus_proto::frame::{Frame, FrameLimits, Reply, Request, pack, unpack};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::program::WorkerModel;
 use larvatus_proto::receipt::{CLAIM, Claim, Salted, Signer, Statement};
 use larvatus_worker::{Backend, BackendError, Loaded, LoadedGraph, Service};
 
 use super::{EXCUSE, NO_MODEL};
-use crate::whole::WORKER;
+use crate::whole::{TRUSTED, WORKER};
 
 /// What an engine does wrong in every run.
 #[derive(Clone, Copy, Debug)]
@@ -140,8 +140,12 @@ pub enum WholeLie {
     NeverOpens,
     /// Opens with one byte changed.
     OpensOtherBytes,
-    /// Opens other leaves than those asked for.
-    OpensOtherLeaves,
+    /// Opens all leaves but the last that is asked for.
+    OpensFewer,
+    /// Opens the leaf behind each that is asked for.
+    OpensOthers,
+    /// Opens other leaves than it has bytes for.
+    OpensRenamed,
     /// Opens what is no opening.
     OpensGarbage,
     /// Opens with bytes cut off.
@@ -227,7 +231,7 @@ impl WholeLiar {
                 let at = bytes.len() - 40;
                 bytes[at] ^= 1;
             }
-            WholeLie::OpensOtherLeaves => bytes[4] ^= 1,
+            WholeLie::OpensRenamed => bytes[4] ^= 1,
             WholeLie::OpensGarbage => bytes = vec![0xff; bytes.len()],
             WholeLie::OpensTruncated => bytes.truncate(bytes.len() / 2),
             WholeLie::AnswersOtherwise => {
@@ -248,6 +252,27 @@ impl Machine for WholeLiar {
     }
 
     fn receive(&mut self, frame: Frame, now: Now) {
+        let fewer = self.lie == WholeLie::OpensFewer;
+        if (fewer || self.lie == WholeLie::OpensOthers)
+            && let Ok(Request::Open {
+                call, mut summons, ..
+            }) = Request::from_frame(frame.clone())
+        {
+            if fewer {
+                summons.asked.pop();
+            } else {
+                for leaf in &mut summons.asked {
+                    leaf.tensor += 1;
+                }
+            }
+            let signature = summons.sign(&Signer::new(TRUSTED));
+            let other = Request::Open {
+                call,
+                summons,
+                signature,
+            };
+            return self.honest.receive(other.into_frame(), now);
+        }
         self.honest.receive(frame, now);
     }
 
