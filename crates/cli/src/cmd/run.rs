@@ -506,15 +506,24 @@ fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Po
     }
 }
 
+/// A probability with the digits that it needs.
+fn chance(p: f64) -> String {
+    if p >= 1e-3 || p == 0.0 {
+        format!("{p:.4}")
+    } else {
+        format!("{p:.1e}")
+    }
+}
+
 fn print_audit(audit: &AuditField) {
     println!(
-        "audit: {} of {} units each (α = {:.4}); a wrong run is missed with at most {:.4}, all {} with at most {:.2e}",
+        "audit: {} of {} units each (α = {:.4}); a wrong run is missed with at most {:.4}, all {} of them with at most {}",
         (audit.alpha * audit.units as f64).round(),
         audit.units,
         audit.alpha,
         audit.undetected_one,
         audit.records.len(),
-        audit.undetected_all
+        chance(audit.undetected_all)
     );
     let done = audit.settled + audit.rejected + audit.worker_failed;
     match done {
