@@ -1,4 +1,9 @@
 //! Operators as they are computed, for all of a tensor or for a part of it.
+//!
+//! With the feature `parallel`, passes over rows are shared among the threads of the current rayon pool; each row is computed by itself, so the result is the
+//! same.
+
+use std::ops::Range;
 
 use larvatus_kernels::WrongLength;
 use larvatus_kernels::activation::Activation;
@@ -6,9 +11,14 @@ use larvatus_kernels::fixed::{Bound, MaxAbs, max_abs_with, scale};
 use larvatus_kernels::hide::{Activations, quantise_short_with};
 use larvatus_kernels::isa::Isa;
 use larvatus_kernels::linear::Shape;
+use larvatus_kernels::local::attention::{Attention, Inputs, attention_with};
 use larvatus_kernels::local::chain::{self, Operand, chain_with};
+use larvatus_kernels::local::norm::{LayerNorm, layer_norm_with};
 use larvatus_kernels::local::pool::{Windows, max_pool_with};
 use larvatus_kernels::reveal::{Bias, Claim, Epilogue, reveal_with};
+
+#[cfg(feature = "parallel")]
+use rayon::prelude::*;
 
 use crate::op::{Axis, Step};
 
@@ -33,13 +43,24 @@ impl Around<'_> {
         out: &mut [i16],
     ) -> Result<(), WrongLength> {
         let (rows, cols) = self.shape.input_rows_cols();
+        same_length(rows * cols, x.len())?;
+        same_length(rows * cols, out.len())?;
         let inverse = maxima
             .iter()
             .map(|max| scale(MaxAbs::of(*max), self.bound).inverse);
         let inverse: Vec<f32> = inverse.collect();
-        let x = Activations::new(x, rows, cols, &inverse, self.bound)?;
-        quantise_short_with(self.isa, &x, &[], out, &mut []);
-        Ok(())
+        let height = band(rows, cols);
+        let bands = x.chunks(height * cols).zip(out.chunks_mut(height * cols));
+        share(bands.enumerate(), |(band, (x, out))| {
+            let (first, rows) = (band * height, x.len() / cols);
+            let inverse = match inverse.len() {
+                1 => &inverse[..],
+                _ => inverse.get(first..first + rows).unwrap_or_default(),
+            };
+            let x = Activations::new(x, rows, cols, inverse, self.bound)?;
+            quantise_short_with(self.isa, &x, &[], out, &mut []);
+            Ok(())
+        })
     }
 
     /// What follows the exact answer `words`. `room` is for what is pooled afterwards.
@@ -56,18 +77,26 @@ impl Around<'_> {
             return self.reveal(words, maxima, residual, y, row_max);
         };
         let (rows, cols) = self.shape.output_rows_cols();
+        same_length(windows.planes, rows)?;
         room.resize(rows * cols, 0.0);
         self.reveal(words, maxima, residual, room, row_max)?;
-        max_pool_with(self.isa, windows, room, y)?;
-        let pooled = y.chunks_exact(y.len() / rows);
-        for (max, row) in row_max.iter_mut().zip(pooled) {
-            *max = if max.is_finite() {
-                max_abs_with(self.isa, row)
-            } else {
-                *max
+        let (height, pooled) = (band(rows, cols), y.len() / rows);
+        let bands = room
+            .chunks(height * cols)
+            .zip(y.chunks_mut(height * pooled))
+            .zip(row_max.chunks_mut(height));
+        share(bands, |((x, y), row_max)| {
+            let windows = Windows {
+                planes: row_max.len(),
+                ..windows.clone()
             };
-        }
-        Ok(())
+            max_pool_with(self.isa, &windows, x, y)?;
+            for (max, row) in row_max.iter_mut().zip(y.chunks_exact(pooled)) {
+                let pooled = max_abs_with(self.isa, row);
+                *max = if max.is_finite() { pooled } else { *max };
+            }
+            Ok(())
+        })
     }
 
     fn reveal(
@@ -79,57 +108,197 @@ impl Around<'_> {
         row_max: &mut [MaxAbs],
     ) -> Result<(), WrongLength> {
         let (rows, cols) = self.shape.output_rows_cols();
+        for len in [words.len(), y.len()]
+            .into_iter()
+            .chain(residual.map(<[f32]>::len))
+        {
+            same_length(rows * cols, len)?;
+        }
+        same_length(rows, row_max.len())?;
         let steps = maxima
             .iter()
             .map(|max| scale(MaxAbs::of(*max), self.bound).step);
         let steps: Vec<f32> = steps.collect();
-        match &self.shape {
+        let matmul = match &self.shape {
             Shape::Conv(_) => {
                 let step = steps.first().copied().unwrap_or(0.0);
                 let factors: Vec<f32> = self.factor.iter().map(|f| f * step).collect();
-                let epilogue = Epilogue {
-                    factor_row: Some(&factors),
-                    factor_col: None,
-                    bias: self.bias.map_or(Bias::None, Bias::PerRow),
-                    pre: self.pre,
-                    residual,
-                    post: self.post,
-                };
-                let claim = Claim::new(words, None, rows, cols)?;
-                let _ = reveal_with(self.isa, &claim, &[], &epilogue, y, row_max);
+                let bias = self.bias.map_or(Bias::None, Bias::PerRow);
+                let epilogue = self.epilogue(&factors, None, bias, residual);
+                return self.bands(cols, &epilogue, words, y, row_max);
             }
-            Shape::MatMul(matmul) => {
-                let height = matmul.rows;
-                for group in 0..matmul.groups {
-                    let here = group * height..(group + 1) * height;
-                    let all = here.start * cols..here.end * cols;
-                    let columns = group * cols..(group + 1) * cols;
-                    let epilogue = Epilogue {
-                        factor_row: steps.get(here.clone()),
-                        factor_col: self.factor.get(columns.clone()),
-                        bias: self
-                            .bias
-                            .and_then(|bias| bias.get(columns))
-                            .map_or(Bias::None, Bias::PerColumn),
-                        pre: self.pre,
-                        residual: residual.and_then(|residual| residual.get(all.clone())),
-                        post: self.post,
-                    };
-                    let part = |len: usize| WrongLength {
-                        expected: all.end,
-                        got: len,
-                    };
-                    let words = words.get(all.clone()).ok_or(part(words.len()))?;
-                    let claim = Claim::new(words, None, height, cols)?;
-                    let len = y.len();
-                    let y = y.get_mut(all.clone()).ok_or(part(len))?;
-                    let row_max = row_max.get_mut(here).ok_or(part(len))?;
-                    let _ = reveal_with(self.isa, &claim, &[], &epilogue, y, row_max);
-                }
-            }
+            Shape::MatMul(matmul) => matmul,
+        };
+        let each = matmul.rows * cols;
+        let groups = words
+            .chunks_exact(each)
+            .zip(y.chunks_exact_mut(each))
+            .zip(row_max.chunks_exact_mut(matmul.rows));
+        for (group, ((words, y), row_max)) in groups.enumerate() {
+            let columns = group * cols..(group + 1) * cols;
+            let steps = steps.get(group * matmul.rows..(group + 1) * matmul.rows);
+            let factor = self.factor.get(columns.clone());
+            let bias = self.bias.and_then(|bias| bias.get(columns));
+            let bias = bias.map_or(Bias::None, Bias::PerColumn);
+            let residual = residual.and_then(|all| all.get(group * each..(group + 1) * each));
+            let epilogue = self.epilogue(steps.unwrap_or_default(), factor, bias, residual);
+            self.bands(cols, &epilogue, words, y, row_max)?;
         }
         Ok(())
     }
+
+    fn epilogue<'a>(
+        &self,
+        rows: &'a [f32],
+        columns: Option<&'a [f32]>,
+        bias: Bias<'a>,
+        residual: Option<&'a [f32]>,
+    ) -> Epilogue<'a> {
+        Epilogue {
+            factor_row: Some(rows),
+            factor_col: columns,
+            bias,
+            pre: self.pre,
+            residual,
+            post: self.post,
+        }
+    }
+
+    /// The reveal pass over bands of rows.
+    fn bands(
+        &self,
+        cols: usize,
+        whole: &Epilogue<'_>,
+        words: &[u32],
+        y: &mut [f32],
+        row_max: &mut [MaxAbs],
+    ) -> Result<(), WrongLength> {
+        let height = band(row_max.len(), cols);
+        let bands = words
+            .chunks(height * cols)
+            .zip(y.chunks_mut(height * cols))
+            .zip(row_max.chunks_mut(height));
+        share(bands.enumerate(), |(band, ((words, y), row_max))| {
+            let rows = band * height..band * height + row_max.len();
+            let all = rows.start * cols..rows.end * cols;
+            let some = |values: &[f32], range: &Range<usize>| match values.get(range.clone()) {
+                Some(_) => Ok(()),
+                None => Err(WrongLength {
+                    expected: range.end,
+                    got: values.len(),
+                }),
+            };
+            let factors = whole.factor_row.unwrap_or_default();
+            some(factors, &rows)?;
+            let epilogue = Epilogue {
+                factor_row: factors.get(rows.clone()),
+                bias: match whole.bias {
+                    Bias::PerRow(bias) => {
+                        some(bias, &rows)?;
+                        Bias::PerRow(bias.get(rows).unwrap_or_default())
+                    }
+                    other => other,
+                },
+                residual: whole.residual.and_then(|residual| residual.get(all)),
+                ..*whole
+            };
+            let claim = Claim::new(words, None, row_max.len(), cols)?;
+            let _ = reveal_with(self.isa, &claim, &[], &epilogue, y, row_max);
+            Ok(())
+        })
+    }
+}
+
+/// Rows that one thread takes of so many, where there are enough for several.
+fn band(rows: usize, cols: usize) -> usize {
+    let threads = threads();
+    if threads == 1 || rows.saturating_mul(cols) < SMALL {
+        return rows.max(1);
+    }
+    rows.div_ceil(threads).max(1)
+}
+
+#[cfg(feature = "parallel")]
+fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+#[cfg(not(feature = "parallel"))]
+fn threads() -> usize {
+    1
+}
+
+/// Does the work for each item, on several threads where there are any.
+fn share<T: Send>(
+    items: impl Iterator<Item = T>,
+    work: impl Fn(T) -> Result<(), WrongLength> + Sync + Send,
+) -> Result<(), WrongLength> {
+    let items: Vec<T> = items.collect();
+    #[cfg(feature = "parallel")]
+    if items.len() > 1 {
+        return items.into_par_iter().try_for_each(work);
+    }
+    items.into_iter().try_for_each(work)
+}
+
+/// Elements that one thread passes over faster than it finds another.
+const SMALL: usize = 1 << 15;
+
+fn same_length(expected: usize, got: usize) -> Result<(), WrongLength> {
+    if expected == got {
+        Ok(())
+    } else {
+        Err(WrongLength { expected, got })
+    }
+}
+
+/// Attention; queries are shared among threads where those of all heads lie together.
+pub(crate) fn attend(
+    isa: Isa,
+    shape: &Attention,
+    inputs: Inputs<'_>,
+    y: &mut [f32],
+) -> Result<(), WrongLength> {
+    let row = shape.out.row;
+    let together = shape.out.matrix.saturating_mul(shape.heads - 1) + shape.width <= row;
+    let work = shape
+        .keys
+        .saturating_mul(shape.heads * (shape.depth + shape.width));
+    let height = band(shape.queries, work);
+    if !together || height >= shape.queries {
+        return attention_with(isa, shape, inputs, y);
+    }
+    let end = y.len().min(shape.queries.saturating_mul(row));
+    let y = y.get_mut(..end).unwrap_or_default();
+    let bands = y.chunks_mut(height.saturating_mul(row));
+    share(bands.enumerate(), |(band, y)| {
+        let first = band * height;
+        let mask = shape.mask.map_or(0, |mask| mask.row);
+        let part = Attention {
+            queries: height.min(shape.queries - first),
+            ..shape.clone()
+        };
+        let inputs = Inputs {
+            q: inputs.q.get(first * shape.q.row..).unwrap_or_default(),
+            mask: inputs.mask.get(first * mask..).unwrap_or_default(),
+            ..inputs
+        };
+        attention_with(isa, &part, inputs, y)
+    })
+}
+
+/// Layer normalisation, rows shared among threads.
+pub(crate) fn normalise(
+    isa: Isa,
+    norm: &LayerNorm,
+    cols: usize,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<(), WrongLength> {
+    same_length(x.len(), y.len())?;
+    let height = band(x.len() / cols.max(1), cols);
+    let bands = x.chunks(height * cols).zip(y.chunks_mut(height * cols));
+    share(bands, |(x, y)| layer_norm_with(isa, norm, cols, x, y))
 }
 
 /// Applies steps to `y`, whose first element is element `first` of `len`. `others` are the values of the binary

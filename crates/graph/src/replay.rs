@@ -157,9 +157,10 @@ impl Graph {
             graph: self,
             constants: Constants::new(self, weights),
             unit,
+            own: self.made_by(index),
             opened,
         };
-        let own = self.made_by(index);
+        let own = audit.own;
         let claimed = audit.words(own, &read.output)?;
         let computed = audit.compute(&node.op, &part, &read)?;
         if claimed.len() != computed.len() {

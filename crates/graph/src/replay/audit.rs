@@ -30,6 +30,8 @@ pub(super) struct Audit<'a, L> {
     pub(super) graph: &'a Graph,
     pub(super) constants: Constants<'a>,
     pub(super) unit: UnitId,
+    /// What the unit is a part of.
+    pub(super) own: TensorId,
     pub(super) opened: &'a L,
 }
 
@@ -249,7 +251,7 @@ impl<L: Leaves> Audit<'_, L> {
             }
             (Op::Chain { steps, .. }, Part::Places { .. }) => {
                 y.copy_from_slice(x);
-                self.chain(op, steps, part, gathered, y)
+                self.chain(steps, part, gathered, y)
             }
             (
                 Op::Depthwise {
@@ -310,18 +312,12 @@ impl<L: Leaves> Audit<'_, L> {
     /// A chain's steps on some elements: operands that repeat are spread over them.
     fn chain(
         &self,
-        op: &Op,
         steps: &[Step],
         part: &Part,
         gathered: &[Vec<f32>],
         y: &mut [f32],
     ) -> Result<(), WrongLength> {
-        let own = self
-            .graph
-            .nodes()
-            .iter()
-            .position(|node| std::ptr::eq(&node.op, op))
-            .and_then(|node| self.graph.tensors().get(self.graph.made_by(node).index()));
+        let own = self.graph.tensors().get(self.own.index());
         let (Some(spec), Part::Places { image, steps: some }) = (own, part) else {
             return Ok(());
         };
