@@ -50,6 +50,9 @@ pub(crate) struct Outcome {
     pub(crate) inferring: Duration,
     /// Of that, how long there was nothing to do but wait for the worker.
     pub(crate) idle: Duration,
+    /// Milliseconds of CPU from one output to the next on the worker that answered last, offline work not
+    /// counted: what each inference took where one is in flight at a time.
+    pub(crate) each: Vec<f64>,
     pub(crate) memory: Memory,
 }
 
@@ -157,6 +160,7 @@ pub(crate) fn drive(
             sources: tickets.sources,
             inferring: run.inferring,
             idle: run.idle,
+            each: run.each,
             memory: run.memory,
         });
     }
@@ -212,6 +216,7 @@ struct Run {
     cpu: Cpu,
     inferring: Duration,
     idle: Duration,
+    each: Vec<f64>,
     memory: Memory,
     show: bool,
     /// Why the other end does not talk to us.
@@ -284,6 +289,7 @@ impl Run {
             cpu,
             inferring: Duration::ZERO,
             idle: Duration::ZERO,
+            each: Vec::new(),
             memory: Memory::default(),
             show,
             denied: None,
@@ -402,6 +408,7 @@ impl Run {
         let mut waiting = open.iter().copied();
         let mut done = 0;
         let mut local = None;
+        let mut counted = Duration::ZERO;
         let bar = self.bar("inferences", open.len() as u64, "{pos}/{len}");
         let end = loop {
             if done == open.len() {
@@ -438,6 +445,10 @@ impl Run {
             while let Some((id, result)) = self.session.poll() {
                 done += 1;
                 bar.inc(1);
+                let dealt = tickets.dealing().saturating_sub(dealt_before);
+                let online = (process_cpu() - before).saturating_sub(offline + dealt);
+                self.each.push(millis(online.saturating_sub(counted)));
+                counted = online;
                 match result {
                     Ok(output) => {
                         if let Some((_, input)) = begun.iter().find(|(begun, _)| *begun == id) {
