@@ -228,18 +228,22 @@ pub fn audit(
     loop {
         let (trace, asked, known) = audit.ask();
         let call = remote.open(trace, asked, known, NOW).expect("ready");
-        let step = match (talk(remote, peer), remote.poll()) {
-            (_, Some(Done::Opened { call: done, bytes })) if done == call => audit.answered(&bytes),
-            (_, Some(Done::Refused { call: done, why })) if done == call => {
-                return audit.failed(why);
+        let over = match (talk(remote, peer), remote.poll()) {
+            (_, Some(Done::Opened { call: done, bytes })) if done == call => {
+                match audit.answered(&bytes) {
+                    Ok(Step::Ask(next)) => {
+                        audit = *next;
+                        continue;
+                    }
+                    Ok(Step::Over(outcome)) => Ok(*outcome),
+                    Err(why) => Err(why),
+                }
             }
-            (Err(InferError::Failed(why)), _) => return audit.failed(why),
+            (_, Some(Done::Refused { call: done, why })) if done == call => audit.failed(why),
+            (Err(InferError::Failed(why)), _) => audit.failed(why),
             (Err(InferError::Worker(what)), _) => audit.misbehaved(what),
             other => panic!("{other:?}"),
         };
-        match step.expect("an audit that can be done") {
-            Step::Ask(next) => audit = *next,
-            Step::Over(outcome) => return *outcome,
-        }
+        return over.expect("an audit that can be done");
     }
 }

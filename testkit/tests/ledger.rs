@@ -229,13 +229,17 @@ fn what_ended_is_kept_as_receipt_evidence_and_reason() {
         }
     }
     assert_eq!(ledger.pending().unwrap(), [2]);
+    // Without its counter it gives no number again.
+    ledger.reserve(1).unwrap();
+    disk.files.lock().unwrap().remove("counter");
+    assert_eq!(ledger.reserve(1).unwrap(), 3..4);
     let mut record = ledger.record(2).unwrap();
     ledger.draw(&mut record, [1; 32]).unwrap();
     let late = larvatus::audit::Audit::new(record, terms, trusted()).unwrap();
     let why = WorkerFailed::Disconnected {
         awaited: "an opening",
     };
-    ledger.conclude(&late.failed(why.clone())).unwrap();
+    ledger.conclude(&late.failed(why.clone()).unwrap()).unwrap();
     let entry = |number, state| (number, state);
     let states: Vec<(u64, State)> = ledger
         .entries()

@@ -172,10 +172,10 @@ pub(crate) fn audit(
         let step = match line.next(until)? {
             Ok(Done::Opened { call: of, bytes }) if of == call => audit.answered(&bytes)?,
             Ok(Done::Refused { call: of, why }) if of == call => {
-                return Ok(Attempt::Over(audit.failed(why)));
+                return Ok(Attempt::Over(audit.failed(why)?));
             }
             Ok(_) => anyhow::bail!("an answer to another request"),
-            Err(InferError::Worker(what)) => audit.misbehaved(what)?,
+            Err(InferError::Worker(what)) => return Ok(Attempt::Over(audit.misbehaved(what)?)),
             Err(InferError::Failed(why)) => return Ok(Attempt::Broken(why)),
             Err(other) => return Err(other.into()),
         };
@@ -200,5 +200,5 @@ pub(crate) fn give_up(
 ) -> Result<Outcome> {
     let record = drawn(ledger, number)?;
     let audit = Audit::new(record, Arc::clone(terms), Arc::clone(ledger.signer()))?;
-    Ok(audit.failed(why))
+    Ok(audit.failed(why)?)
 }

@@ -118,6 +118,8 @@ impl LoadedGraph for CrookedGraph {
 pub enum WholeLie {
     /// Gives another output than it computed, and signs it.
     OutputOnly,
+    /// The same, and opens once only.
+    OutputThenSilence,
     /// Gives another output than it signed.
     OutputUnsigned,
     /// Gives the output and the trace of its first run whatever the input.
@@ -161,6 +163,7 @@ pub struct WholeLiar {
     honest: Service,
     lie: WholeLie,
     first: Option<(Statement, Vec<u8>)>,
+    opened: bool,
 }
 
 impl WholeLiar {
@@ -170,6 +173,7 @@ impl WholeLiar {
             honest,
             lie,
             first: None,
+            opened: false,
         }
     }
 
@@ -181,7 +185,7 @@ impl WholeLiar {
         let mut said = bytes;
         let (mut signer, mut raw) = (Signer::new(WORKER), None);
         match self.lie {
-            WholeLie::OutputOnly => {
+            WholeLie::OutputOnly | WholeLie::OutputThenSilence => {
                 said[0] ^= 1;
                 statement.output = Salted::output(&salt, &said);
             }
@@ -217,7 +221,7 @@ impl WholeLiar {
         })
     }
 
-    fn opened(&self, call: u64, mut bytes: Vec<u8>) -> Option<Reply> {
+    fn opened(&mut self, call: u64, mut bytes: Vec<u8>) -> Option<Reply> {
         match self.lie {
             WholeLie::RefusesToOpen => {
                 return Some(Reply::Failed {
@@ -226,6 +230,9 @@ impl WholeLiar {
                 });
             }
             WholeLie::NeverOpens => return None,
+            WholeLie::OutputThenSilence if std::mem::replace(&mut self.opened, true) => {
+                return None;
+            }
             WholeLie::OpensOtherBytes => {
                 // Behind the table, within what is opened.
                 let at = bytes.len() - 40;

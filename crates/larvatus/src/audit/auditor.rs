@@ -281,7 +281,7 @@ impl Audit {
                     Some(first) => Lie::Opening(first),
                     None => lie,
                 };
-                return self.rejected(lie, None);
+                return self.rejected(lie, None).map(Step::over);
             }
         };
         if self.misfit.is_some() {
@@ -297,7 +297,8 @@ impl Audit {
                 let fault = Fault::Unit(*unit);
                 let evidence = self.evidence(fault, &opened, &graph.needs(*unit));
                 let unit = *unit;
-                return self.rejected(Lie::Unit { unit, mismatch }, evidence);
+                let lie = Lie::Unit { unit, mismatch };
+                return self.rejected(lie, evidence).map(Step::over);
             }
             self.seen += 1;
         }
@@ -312,17 +313,23 @@ impl Audit {
         Ok(Step::Ask(Box::new(self)))
     }
 
-    /// Ends it: the worker did not open.
-    pub fn failed(self, why: WorkerFailed) -> Outcome {
+    /// Ends it: the worker did not open. Where what it opened before did not fit, that is a lie already.
+    ///
+    /// # Errors
+    /// None that [`Audit::new`] has not excluded.
+    pub fn failed(mut self, why: WorkerFailed) -> Result<Outcome, AuditError> {
+        if let Some(first) = self.misfit.take() {
+            return self.rejected(Lie::Opening(first), None);
+        }
         let receipt = self.record.receipt().clone();
-        Outcome::Unopened(Unopened { receipt, why })
+        Ok(Outcome::Unopened(Unopened { receipt, why }))
     }
 
     /// Ends it: the worker broke the protocol instead of opening.
     ///
     /// # Errors
     /// None that [`Audit::new`] has not excluded.
-    pub fn misbehaved(self, what: WorkerMisbehaved) -> Result<Step, AuditError> {
+    pub fn misbehaved(self, what: WorkerMisbehaved) -> Result<Outcome, AuditError> {
         self.rejected(Lie::Protocol(what), None)
     }
 
@@ -358,10 +365,10 @@ impl Audit {
                 (Fault::Output { salt, output }, Lie::Output { leaf })
             };
             let evidence = self.evidence(fault, opened, &[leaf]);
-            return self.rejected(lie, evidence);
+            return self.rejected(lie, evidence).map(Step::over);
         }
         match (self.batches.is_empty(), self.misfit.take()) {
-            (true, Some(first)) => self.rejected(Lie::Opening(first), None),
+            (true, Some(first)) => self.rejected(Lie::Opening(first), None).map(Step::over),
             (_, misfit) => {
                 self.misfit = misfit;
                 Ok(Step::Ask(Box::new(self)))
@@ -375,13 +382,19 @@ impl Audit {
         Some(Evidence::new(self.record.claim(), fault, &opening))
     }
 
-    fn rejected(self, lie: Lie, evidence: Option<Evidence>) -> Result<Step, AuditError> {
+    fn rejected(self, lie: Lie, evidence: Option<Evidence>) -> Result<Outcome, AuditError> {
         let receipt = self.record.conclude(Verdict::Rejected, &self.signer)?;
-        Ok(Step::Over(Box::new(Outcome::Rejected(Rejected {
+        Ok(Outcome::Rejected(Rejected {
             receipt,
             lie,
             evidence,
-        }))))
+        }))
+    }
+}
+
+impl Step {
+    fn over(outcome: Outcome) -> Self {
+        Self::Over(Box::new(outcome))
     }
 }
 

@@ -146,6 +146,9 @@ impl Ledger {
                 first.map_err(|source| damaged(COUNTER, source))?
             }
         };
+        // A counter that is gone gives no number that a record has.
+        let taken = self.files_of_records()?;
+        let first = first.max(taken.last_key_value().map_or(0, |(last, _)| last + 1));
         let next = first.saturating_add(count);
         self.write(COUNTER, &[&next.to_le_bytes()])?;
         Ok(first..next)
@@ -250,21 +253,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`].
     pub fn entries(&self) -> Result<Vec<Entry>, LedgerError> {
-        let files = self.files.list();
-        let files = files.map_err(|source| LedgerError::Files {
-            name: "list".to_owned(),
-            source,
-        })?;
-        let mut found: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        for (name, _) in files {
-            let Some((number, kind)) = name.split_once('.') else {
-                continue;
-            };
-            let canonical = |number: &u64| file_name(*number, kind) == name;
-            if let Some(number) = number.parse().ok().filter(canonical) {
-                found.entry(number).or_default().push(kind.to_owned());
-            }
-        }
+        let found = self.files_of_records()?;
         let mut entries = Vec::with_capacity(found.len());
         for (number, kinds) in found {
             let has = |kind: &str| kinds.iter().any(|other| other == kind);
@@ -282,6 +271,26 @@ impl Ledger {
             entries.push(Entry { number, state });
         }
         Ok(entries)
+    }
+
+    /// Kinds of files by the number of their record.
+    fn files_of_records(&self) -> Result<BTreeMap<u64, Vec<String>>, LedgerError> {
+        let files = self.files.list();
+        let files = files.map_err(|source| LedgerError::Files {
+            name: "list".to_owned(),
+            source,
+        })?;
+        let mut found: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for (name, _) in files {
+            let Some((number, kind)) = name.split_once('.') else {
+                continue;
+            };
+            let canonical = |number: &u64| file_name(*number, kind) == name;
+            if let Some(number) = number.parse().ok().filter(canonical) {
+                found.entry(number).or_default().push(kind.to_owned());
+            }
+        }
+        Ok(found)
     }
 
     /// How a record ended, by its receipt.
