@@ -260,6 +260,9 @@ pub(crate) struct Plan {
     pub(crate) job: Job,
     #[command(flatten)]
     pub(crate) stored: Stored,
+    /// The part of all units that an audit looks at, under `--preset whole-audited`.
+    #[arg(long, value_name = "PART", default_value_t = 0.05)]
+    pub(crate) audit: f64,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,

@@ -159,6 +159,28 @@ fn outputs_are_those_of_every_preset_and_records_are_settled_later() {
 }
 
 #[test]
+fn a_plan_says_what_audits_are_worth() {
+    let here = Folder::new();
+    let plan = ["plan", TINY, "--preset", "whole-audited", "--audit", "0.5"];
+    let told = here.larvatus(&plan).accepted();
+    assert!(
+        told.out.contains("the worker sees the input"),
+        "{}",
+        told.out
+    );
+    let plan = here.larvatus(&[&plan[..], &["--json"]].concat());
+    let plan = plan.accepted().document();
+    let (units, alpha) = (&plan["units"], plan["alpha"].as_f64().unwrap());
+    let drawn = alpha * units.as_f64().unwrap();
+    assert!(
+        alpha >= 0.5 && (drawn - drawn.round()).abs() < 1e-9,
+        "{plan}"
+    );
+    assert_eq!(plan["undetected_one"], 1.0 - alpha);
+    assert_eq!(plan["round_trips"], 1);
+}
+
+#[test]
 fn audits_in_the_background_settle_at_once() {
     let here = Folder::new();
     let (one, two, three) = (input(&here, 0), input(&here, 1), input(&here, 2));
@@ -350,13 +372,26 @@ fn what_makes_no_sense_is_refused() {
     let no_folder = ["run", TINY, "--preset", "whole-audited", "--input", &x];
     here.larvatus(&no_folder).refused(&["--audit-dir"]);
     run(&here, &["--input", &x]).refused(&["--worker", "--audit-now"]);
+    let tickets = ["--input", &x, "--audit-now", "--store", &here.at("store")];
+    run(&here, &tickets).refused(&["a store of tickets"]);
     let part = ["--input", &x, "--audit-now", "--audit", "0"];
     run(&here, &part).refused(&["--audit 0"]);
     let records = here.at("records");
     here.larvatus(&["run", TINY, "--input", &x, "--audit-dir", &records])
         .refused(&["whole-audited"]);
-    here.larvatus(&["plan", TINY, "--preset", "whole-audited"])
+    let store = here.at("store");
+    let provision = [
+        "provision",
+        TINY,
+        "--preset",
+        "whole-audited",
+        "--tickets",
+        "1",
+    ];
+    here.larvatus(&[&provision[..], &["--store", &store]].concat())
         .refused(&["whole network"]);
+    here.larvatus(&["plan", TINY, "--preset", "whole-audited", "--audit", "2"])
+        .refused(&["--audit"]);
     here.larvatus(&["audit", &here.at("nowhere")])
         .refused(&["no folder"]);
     let evidence = here.write("evidence", b"what");

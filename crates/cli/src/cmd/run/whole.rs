@@ -45,6 +45,9 @@ pub(super) fn run(
     mut names: Names,
 ) -> Result<Verdict> {
     ensure!(args.window > 0, "--window must be at least 1");
+    if args.stored.store.is_some() {
+        named.by_layer("a store of tickets")?;
+    }
     let auditing = &args.auditing;
     let folder = auditing.audit_dir.as_deref().context(
         "--preset whole-audited needs --audit-dir DIR, where records are kept until they are audited",
