@@ -5,9 +5,13 @@
 mod args;
 mod auditing;
 mod cmd;
+mod compare;
+mod crews;
 mod dealer;
 mod driver;
+mod feed;
 mod input;
+mod known;
 mod memory;
 mod output;
 mod parties;

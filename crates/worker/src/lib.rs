@@ -2,6 +2,7 @@
 //! commits to all that they compute and signs it.
 //!
 //! * [`backend`]: what an engine must do; [`cpu`] is the one for processors,
+//! * [`attention`]: whether new work is taken,
 //! * [`limits`]: what a peer may make a worker hold or compute,
 //! * [`store`]: the models, shared by all connections, whose calls of the same round are computed together,
 //! * [`service`]: one connection, a state machine without sockets or clocks.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
+pub mod attention;
 pub mod backend;
 pub mod cpu;
 pub mod limits;
@@ -21,6 +23,7 @@ pub mod service;
 pub mod store;
 mod traces;
 
+pub use attention::Attention;
 pub use backend::{Backend, BackendError, Loaded, LoadedGraph};
 pub use cpu::Cpu;
 pub use limits::Limits;

@@ -35,7 +35,9 @@ use std::time::Duration;
 use larvatus_graph::GraphError;
 use larvatus_proto::VERSION;
 use larvatus_proto::commit::{CommitError, Root};
-use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, MAX_OPENING, Reply, Request};
+use larvatus_proto::frame::{
+    BUSY, CHUNK, Frame, FrameLimits, MAX_HEAD, MAX_OPENING, Reply, Request,
+};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::receipt::ReceiptError;
 use larvatus_proto::wire::DecodeError;
@@ -176,6 +178,9 @@ pub enum Refused {
         /// The worker's limit.
         limit: usize,
     },
+    /// The machine is wanted for something else.
+    #[error("{BUSY}this machine has other work")]
+    Paused,
     /// The peer sends and does not read.
     #[error("replies are not read")]
     NotRead,
@@ -283,6 +288,14 @@ impl Context {
             call,
             message: why.to_string(),
         });
+    }
+
+    /// Refuses new work where none is taken.
+    fn takes_new_work(&self) -> Result<(), Refused> {
+        match self.store.attention().is_paused() {
+            true => Err(Refused::Paused),
+            false => Ok(()),
+        }
     }
 
     /// Refuses one more call than may wait.

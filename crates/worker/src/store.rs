@@ -14,6 +14,7 @@ use larvatus_proto::program::{Program, WorkerModel};
 use larvatus_proto::receipt::{PublicKey, Signer};
 use larvatus_proto::wire::DecodeError;
 
+use crate::attention::Attention;
 use crate::backend::{Backend, BackendError, Loaded, LoadedGraph};
 use crate::limits::{Limits, TooMuch};
 use crate::queue::{Answer, Batches, Input, Queue};
@@ -182,6 +183,7 @@ pub struct Held {
 pub struct Store {
     backend: Box<dyn Backend>,
     limits: Limits,
+    attention: Attention,
     /// Held while a model is made ready, so that only one at a time is held several times over.
     loading: Mutex<()>,
     inner: Mutex<Inner>,
@@ -239,6 +241,7 @@ impl Store {
             traces: Traces::new(limits.traces, limits.trace_bytes),
             backend,
             limits,
+            attention: Attention::default(),
             loading: Mutex::default(),
             inner: Mutex::default(),
             signer,
@@ -268,6 +271,11 @@ impl Store {
     /// Its limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether it takes new work.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
     }
 
     /// Its engine.

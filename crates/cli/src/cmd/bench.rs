@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{load, nothing_pays, plan, rates, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
-use crate::driver::{Manner, Outcome, drive, millis};
+use crate::driver::{Manner, Outcome, Rescue, drive, millis};
 use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Bytes;
@@ -282,6 +282,8 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
+            rescue: Rescue::default(),
         };
         forget_peak_resident();
         self.warm_up(plan, parties, &manner)?;
@@ -305,6 +307,8 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: true,
+            camera: None,
+            rescue: Rescue::default(),
         };
         self.warm_up(plan, parties, &manner)?;
         let worker = || self.own.as_ref().and_then(OwnWorker::cpu);

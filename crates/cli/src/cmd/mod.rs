@@ -3,7 +3,9 @@
 mod audit;
 mod bench;
 mod calibrate;
+mod discover;
 mod judge;
+mod pair;
 mod plan;
 mod provision;
 mod run;
@@ -18,12 +20,18 @@ use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
-use crate::args::{Args, Command, Job};
-use crate::{Verdict, parties};
+use crate::args::{Args, Command, Dealing, Job};
+use crate::{Verdict, known, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     match args.command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(mut args) => {
+            let Dealing {
+                dealer, identity, ..
+            } = &mut args.dealing;
+            known::resolve(args.worker.iter_mut().chain(dealer), identity)?;
+            run::run(&args)
+        }
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
@@ -32,11 +40,25 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             println!("{}", parties::own_identity(args.file.as_deref())?.pin());
             Ok(Verdict::Accepted)
         }
-        Command::Audit(args) => audit::run(&args),
+        Command::Audit(mut args) => {
+            known::resolve(&mut args.worker, &mut args.identity)?;
+            audit::run(&args)
+        }
         Command::VerifyReceipt(args) => judge::verify_receipt(&args),
         Command::Judge(args) => judge::judge(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Bench(mut args) => {
+            let Dealing {
+                dealer, identity, ..
+            } = &mut args.dealing;
+            known::resolve(args.worker.iter_mut().chain(dealer), identity)?;
+            bench::run(&args)
+        }
+        Command::Calibrate(mut args) => {
+            known::resolve(&mut args.worker, &mut args.identity)?;
+            calibrate::run(&args)
+        }
+        Command::Pair(args) => pair::run(&args),
+        Command::Discover(args) => discover::run(&args),
     }
 }
 

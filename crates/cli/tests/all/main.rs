@@ -3,11 +3,14 @@
 mod auditing;
 mod bench;
 mod calibrate;
+mod camera;
 mod common;
 mod dealing;
+mod every_step;
 mod failures;
 mod liars;
 mod onnx;
+mod pairing;
 mod plan;
 mod processes;
 mod proxy;

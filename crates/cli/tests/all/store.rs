@@ -20,7 +20,7 @@ pub(crate) fn provision(here: &Folder, tickets: &str) -> String {
 }
 
 /// Numbers of the tickets that lie in a store.
-fn numbers(store: &str) -> Vec<u64> {
+pub(crate) fn numbers(store: &str) -> Vec<u64> {
     let names = fs::read_dir(store).unwrap().map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
         name.strip_suffix(".ticket")

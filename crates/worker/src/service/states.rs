@@ -247,6 +247,10 @@ impl AwaitOffer {
             program,
             total,
         } = offer;
+        // A graph that is held may be offered for openings of runs that are over.
+        if kind == Kind::Program {
+            cx.takes_new_work()?;
+        }
         let sizes = Refused::OfferSizes { program, total };
         let program_bytes = offer.program_bytes();
         let most = match kind {
@@ -279,6 +283,7 @@ impl AwaitOffer {
                 }
             }
         }
+        cx.takes_new_work()?;
         let room = cx.store.reserve(total)?;
         let blob = Vec::new();
         Ok(AwaitChunks {
@@ -424,6 +429,9 @@ impl AwaitCalls {
             }
             .into());
         }
+        if round == 0 {
+            cx.takes_new_work()?;
+        }
         cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Call {
@@ -457,6 +465,9 @@ impl AwaitCalls {
         }
         let first = program.first_upload(index).unwrap_or(0);
         let pads = Box::new(Pads::new(seed, ticket, first, &steps.uploads)?);
+        if round == 0 {
+            cx.takes_new_work()?;
+        }
         cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Deal {

@@ -85,6 +85,7 @@ impl AwaitRuns {
             worker: self.key,
         };
         order.verify(&signature).map_err(Refused::Order)?;
+        cx.takes_new_work()?;
         cx.has_room()?;
         cx.outbox.push_back(Pending::Whole(Box::new(Whole::Run {
             graph: Arc::clone(&self.graph),

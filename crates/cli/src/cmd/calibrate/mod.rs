@@ -22,7 +22,7 @@ use super::bench::sample;
 use super::plan;
 use crate::Verdict;
 use crate::args::{Calibrate as Args, Dealing};
-use crate::driver::{Manner, drive, millis, progress};
+use crate::driver::{Manner, Rescue, drive, millis, progress};
 use crate::parties::Parties;
 use crate::spawn::OwnWorker;
 use crate::table::table;
@@ -271,6 +271,8 @@ impl Split {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
+            rescue: Rescue::default(),
         };
         let run = |runs| {
             let inputs = vec![input.clone(); runs];
@@ -278,7 +280,7 @@ impl Split {
             ensure!(
                 outcome.lie.is_none(),
                 "worker {} lied while it was measured",
-                outcome.worker
+                at.address
             );
             Ok(outcome)
         };

@@ -142,6 +142,8 @@ pub(super) fn run(
         });
         report.audit = Some(field);
         let mut results = Results {
+            of: (0..inputs.len()).collect(),
+            kept: None,
             tensors: vec![],
             singles: vec![],
             cpu: Cpu {
