@@ -6,6 +6,7 @@
 
 mod dealer;
 mod tamper;
+mod whole;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +20,7 @@ use larvatus_worker::Service;
 use crate::pair::{Peer, honest};
 pub use dealer::{DealerLie, LyingDealer};
 pub use tamper::{At, Second, Tamper};
+pub use whole::{Crooked, WholeLiar, WholeLie, Wrong};
 
 /// What a liar does.
 #[derive(Clone, Debug)]

@@ -3,14 +3,20 @@
 //!
 //! Each panics where a promise is broken, and only there.
 
+use std::sync::OnceLock;
+
+use larvatus::audit::{Evidence, Provisional};
 use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::{Hiding, Integrity, Policy};
+use larvatus_proto::commit::{LeafId, Opening};
 use larvatus_proto::frame::{Frame, FrameLimits, HEADER, Header, MAX_HEAD, Reply, Request};
 use larvatus_proto::program::Program;
+use larvatus_proto::receipt::{Receipt, Signer};
 use larvatus_worker::Limits;
 
 use crate::chance::Chance;
+use crate::whole;
 
 /// Larger files are not tried: they take longer and find the same.
 const LARGEST_MODEL: usize = 1 << 16;
@@ -119,6 +125,39 @@ pub fn graph_decode(bytes: &[u8]) {
     }
 }
 
+/// Reads evidence, a receipt, a record of a run and an opening: what is one is written again as the very bytes that came, and
+/// nothing is believed that the worker of the tests has not signed.
+///
+/// # Panics
+/// Where that is not so.
+pub fn evidence_decode(bytes: &[u8]) {
+    static MODEL: OnceLock<larvatus_graph::Model> = OnceLock::new();
+    let model = MODEL.get_or_init(|| whole::tower(FUZZED_FLOORS, 1));
+    let worker = Signer::new(whole::WORKER).public();
+    if let Ok(evidence) = Evidence::decode(bytes) {
+        assert_eq!(evidence.encode(), bytes);
+        if evidence.judge(worker, model).is_ok() {
+            assert!(evidence.claim().of(worker).is_ok());
+        }
+    }
+    if let Ok(receipt) = Receipt::decode(bytes) {
+        assert_eq!(receipt.encode(), bytes);
+    }
+    if let Ok(record) = Provisional::decode(bytes, Signer::new(whole::TRUSTED).public()) {
+        assert_eq!(record.encode(), bytes);
+    }
+    let layout = model.graph().layout();
+    let first = LeafId { tensor: 0, leaf: 0 };
+    for known in [&[][..], &[first]] {
+        if let Ok(opening) = Opening::decode(layout, layout.leaves(), known, bytes) {
+            assert_eq!(opening.encode(), bytes);
+        }
+    }
+}
+
+/// Floors of the tower that evidence is held against.
+pub const FUZZED_FLOORS: usize = 4;
+
 /// Reads a policy: none gives up a guarantee without the word for it.
 ///
 /// # Panics
@@ -152,7 +191,12 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
+    Target {
+        name: "evidence_decode",
+        run: evidence_decode,
+        message: false,
+    },
     Target {
         name: "frame_decode",
         run: frame_decode,

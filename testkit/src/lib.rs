@@ -4,6 +4,7 @@
 //!   reads them,
 //! * [`pair`]: a session and a worker in virtual time, over links that delay, lose and repeat,
 //! * [`shared`]: the same over a real link with shared memory,
+//! * [`whole`]: small whole graphs, run and audited without a socket,
 //! * [`adversary`]: workers that lie, each in its own way,
 //! * [`fuzzing`]: what fuzz targets do with bytes,
 //! * [`conformance`]: the operator cases of the ONNX project,
@@ -19,3 +20,4 @@ pub mod models;
 pub mod onnx;
 pub mod pair;
 pub mod shared;
+pub mod whole;

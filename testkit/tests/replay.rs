@@ -41,6 +41,11 @@ fn frames_are_canonical_or_refused() {
 }
 
 #[test]
+fn evidence_is_canonical_or_refused() {
+    replay("evidence_decode");
+}
+
+#[test]
 fn models_are_loaded_or_refused() {
     // The graph engine's panics are caught; there is no need to see them.
     std::panic::set_hook(Box::new(|_| {}));

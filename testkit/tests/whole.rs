@@ -215,9 +215,9 @@ fn all_leaves(recorded: &Recorded, graph: &Graph) -> BTreeMap<LeafId, Vec<u8>> {
     let leaves: Vec<LeafId> = (0..layout.leaves())
         .filter_map(|number| layout.leaf(number))
         .collect();
-    let opening = recorded.open(&leaves).expect("leaves in order");
+    let opening = recorded.open(&leaves, &[]).expect("leaves in order");
     let opened = opening
-        .verify(recorded.root(), layout, &leaves)
+        .verify(recorded.root(), layout, &leaves, &[])
         .expect("its own root");
     let pairs = opened.leaves();
     pairs.map(|(leaf, bytes)| (leaf, bytes.to_vec())).collect()
@@ -370,9 +370,9 @@ fn units_share_out_every_element_once_and_an_honest_run_has_no_lie() {
             let recorded = recorded(&whole, &prepared, &network, 6);
             for unit in graph.units() {
                 let needs = graph.needs(unit);
-                let opening = recorded.open(&needs).expect("in order");
+                let opening = recorded.open(&needs, &[]).expect("in order");
                 let opened = opening
-                    .verify(recorded.root(), graph.layout(), &needs)
+                    .verify(recorded.root(), graph.layout(), &needs, &[])
                     .expect("its own root");
                 let verdict = model.replay(unit, &opened);
                 let what = graph.describe(unit);

@@ -28,6 +28,13 @@ pub(crate) enum Command {
     Dealer(Serve),
     /// Show the pin by which tls:// listeners know a key, for their --allow.
     Identity(Identity),
+    /// Settle records that `run --preset whole-audited` left: have the worker open what is drawn, and recompute it.
+    Audit(Audit),
+    /// Hold a receipt against the keys of both sides; takes no secret.
+    VerifyReceipt(VerifyReceipt),
+    /// Judge whether a file of evidence shows that a worker lied: exit code 0 if it does, 1 if not, 2 for what is no
+    /// evidence. Takes no secret.
+    Judge(Judge),
     /// Learn the key of a worker that runs with --pair: both show a code, which you compare.
     Pair(Pair),
     /// List the workers that announce themselves on the local network.
@@ -43,7 +50,7 @@ pub(crate) enum Command {
 pub(crate) struct Job {
     /// The model, an ONNX file.
     pub(crate) model: PathBuf,
-    /// What must hold, by name: local, local-exact, clear, integrity, slalom, verisplit-exact.
+    /// What must hold, by name: local, local-exact, clear, integrity, slalom, verisplit-exact, whole-audited.
     #[arg(long, default_value = "slalom", value_name = "NAME")]
     pub(crate) preset: String,
     /// What must hold, as a TOML file; see the README.
@@ -95,6 +102,8 @@ pub(crate) struct Run {
     pub(crate) dealing: Dealing,
     #[command(flatten)]
     pub(crate) stored: Stored,
+    #[command(flatten)]
+    pub(crate) auditing: Auditing,
     /// Show the K most likely classes.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub(crate) top: usize,
@@ -145,6 +154,78 @@ pub(crate) struct Dealing {
     /// here. Whoever runs both knows the weights: for trying out.
     #[arg(long)]
     pub(crate) danger_local_workers: bool,
+}
+
+/// How runs of `--preset whole-audited` are audited.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Auditing {
+    /// The part of all units that an audit looks at, above 0 and at most 1.
+    #[arg(long, value_name = "PART", default_value_t = 0.05)]
+    pub(crate) audit: f64,
+    /// The folder for records, for `larvatus audit`; made where there is none.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) audit_dir: Option<PathBuf>,
+    /// Audit in the background, as soon as each output is there.
+    #[arg(long, requires = "audit_dir")]
+    pub(crate) audit_now: bool,
+    /// The key that the worker signs with, as it prints it; any where not given.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) worker_key: Option<String>,
+    /// The key that this side signs with, made where there is none; receipt.key in larvatus's folder for
+    /// configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt_key: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Audit {
+    /// The folder that `run --audit-dir` names.
+    pub(crate) folder: PathBuf,
+    /// The worker that ran; without one, only what there is is shown.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) worker: Option<String>,
+    /// Seconds that the worker has to open everything; what is not opened then is given up and never settled.
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    pub(crate) deadline: u64,
+    /// The key that tls:// listeners know this program by, where they demand one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// The key that this side signs with; receipt.key in larvatus's folder for configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt_key: Option<PathBuf>,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct VerifyReceipt {
+    /// The receipt.
+    pub(crate) file: PathBuf,
+    /// The trusted side's key; without it the receipt only shows that the key it names has signed.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) trusted_key: Option<String>,
+    /// The worker's key, likewise.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) worker_key: Option<String>,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Judge {
+    /// The evidence.
+    pub(crate) evidence: PathBuf,
+    /// The key that is known to be the worker's.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) worker_key: String,
+    /// The graph, as the folder of records has it; DIGEST.graph beside the evidence where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) graph: Option<PathBuf>,
+    /// Print JSON instead of the sentence.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Tickets from a store.
@@ -199,6 +280,9 @@ pub(crate) struct Plan {
     pub(crate) job: Job,
     #[command(flatten)]
     pub(crate) stored: Stored,
+    /// The part of all units that an audit looks at, under `--preset whole-audited`.
+    #[arg(long, value_name = "PART", default_value_t = 0.05)]
+    pub(crate) audit: f64,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
@@ -247,6 +331,13 @@ pub(crate) struct Serve {
     /// Memory for models, in MiB.
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub(crate) memory: u64,
+    /// Memory for traces of whole networks, in MiB; the oldest go first.
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    pub(crate) trace_memory: u64,
+    /// The key that a worker signs whole runs with, made where there is none; worker-receipt.key in larvatus's folder for
+    /// configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt_key: Option<PathBuf>,
     /// Stop when standard input ends, and remove the socket's folder: for a process that its caller
     /// started.
     #[arg(long, hide = true)]

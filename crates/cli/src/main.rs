@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod auditing;
 mod cmd;
 mod compare;
 mod crews;

@@ -10,9 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use larvatus::secret;
 use larvatus::shares::Apart;
+use larvatus_host::store::{read_key, write_key};
 use larvatus_host::tls::Identity;
-use larvatus_host::{Address, Link, OpenError};
+use larvatus_host::{Address, Link, OpenError, entropy};
 use larvatus_proto::digest::Digest;
+use larvatus_proto::receipt::Signer;
 
 use crate::args::Dealing;
 
@@ -69,6 +71,16 @@ impl Parties {
             );
         }
         Ok(parties)
+    }
+
+    /// Nobody but workers.
+    pub(crate) fn workers_only(identity: Option<&Path>) -> Result<Self> {
+        Ok(Self {
+            identity: identity.map(Identity::open).transpose()?,
+            dealer: None,
+            local: false,
+            believed: false,
+        })
     }
 
     /// The same parties but the dealer.
@@ -134,6 +146,26 @@ pub(crate) fn own_identity(file: Option<&Path>) -> Result<Identity> {
         }
     };
     Ok(Identity::open(&file)?)
+}
+
+/// The key that receipts are signed with: the one in the file, or of this name in the user's folder for configuration; made where
+/// there is none.
+pub(crate) fn receipt_key(file: Option<&Path>, name: &str) -> Result<Signer> {
+    let file = match file {
+        Some(file) => file.to_owned(),
+        None => {
+            let folder =
+                configuration().context("no folder for the key; name a file with --receipt-key")?;
+            make_private(&folder)?;
+            folder.join(name)
+        }
+    };
+    if let Some(key) = read_key(&file)? {
+        return Ok(Signer::new(key));
+    }
+    let key = entropy()?;
+    write_key(&file, &key)?;
+    Ok(Signer::new(key))
 }
 
 /// Makes a folder, where there is none, that only its owner may enter.

@@ -32,6 +32,8 @@ pub(crate) struct Report {
     pub(crate) worker: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tickets: Option<Tickets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) audit: Option<AuditField>,
     /// How a camera's frames fared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) frames: Option<Frames>,
@@ -40,6 +42,27 @@ pub(crate) struct Report {
     pub(crate) finished_here: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) inferences: Vec<Single>,
+}
+
+/// What is audited of whole runs, and what that is worth.
+#[derive(Serialize)]
+pub(crate) struct AuditField {
+    /// Where the records are.
+    pub(crate) folder: String,
+    pub(crate) worker_key: String,
+    /// The part of the units that is looked at, of so many.
+    pub(crate) fraction: f64,
+    pub(crate) units: usize,
+    /// The chance that an audit looks at a given unit.
+    pub(crate) alpha: f64,
+    /// The greatest chance that one run with a wrong unit is settled, and that all of this report's are.
+    pub(crate) undetected_one: f64,
+    pub(crate) undetected_all: f64,
+    pub(crate) settled: u64,
+    pub(crate) rejected: u64,
+    pub(crate) worker_failed: u64,
+    /// Their numbers.
+    pub(crate) records: Vec<u64>,
 }
 
 /// `"accepted"`, or who lied where and how.
@@ -179,6 +202,7 @@ impl Report {
             layers: layers(plan.rows(), preset),
             worker: None,
             tickets: None,
+            audit: None,
             frames: None,
             finished_here: 0,
             inferences: Vec::new(),

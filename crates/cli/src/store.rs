@@ -11,7 +11,8 @@ use larvatus::store::{Files, PlainFiles, Store, StoreKey};
 use larvatus_host::entropy;
 use larvatus_host::store::{Folder, read_key, write_key};
 
-struct InFolder(Folder);
+/// A folder of this process, for what the trusted side keeps.
+pub(crate) struct InFolder(pub(crate) Folder);
 
 impl Files for InFolder {
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {

@@ -213,13 +213,13 @@ impl Recorded {
         self.tensors.get(place as usize).map(|(_, values)| values)
     }
 
-    /// Opens leaves, in strictly increasing order.
+    /// Opens leaves for who has the `known` ones already; see [`Commitment::open`].
     ///
     /// # Errors
     /// [`CommitError::Order`], [`CommitError::NoLeaf`].
-    pub fn open(&self, leaves: &[LeafId]) -> Result<Opening, CommitError> {
+    pub fn open(&self, leaves: &[LeafId], known: &[LeafId]) -> Result<Opening, CommitError> {
         self.commitment
-            .open(leaves, |leaf, length| self.leaf(leaf, length))
+            .open(leaves, known, |leaf, length| self.leaf(leaf, length))
     }
 
     /// The committed bytes of a leaf.

@@ -243,7 +243,8 @@ impl Dealing {
             (State::Answers, Reply::Answer { call, words }) => self.answer(call, words)?,
             (State::Verdict | State::Upload { .. } | State::Answers, Reply::Welcome { .. })
             | (State::Welcome | State::Answers, Reply::Want { .. } | Reply::Ready { .. })
-            | (State::Welcome | State::Verdict | State::Upload { .. }, Reply::Answer { .. }) => {
+            | (State::Welcome | State::Verdict | State::Upload { .. }, Reply::Answer { .. })
+            | (_, Reply::Signs { .. } | Reply::Ran { .. } | Reply::Opened { .. }) => {
                 return Err(DealerMisbehaved::OutOfTurn {
                     message: "another message",
                     awaited: self.awaited(),

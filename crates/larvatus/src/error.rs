@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
+use larvatus_proto::receipt::{PublicKey, ReceiptError};
 use larvatus_proto::wire::DecodeError;
 
 /// Proof, from bytes we received, that a worker did not follow the protocol.
@@ -75,6 +76,9 @@ pub enum WorkerMisbehaved {
         /// What the protocol has here.
         awaited: &'static str,
     },
+    /// What it signed for a run of a whole graph is not what was asked of it, or not signed.
+    #[error("its claim does not hold: {0}")]
+    Claim(ReceiptError),
     /// More frames than were asked for.
     #[error("{frames} frames that nobody asked for")]
     Flood {
@@ -94,6 +98,7 @@ impl WorkerMisbehaved {
             | Self::BeyondModel { .. }
             | Self::Malformed(_)
             | Self::OutOfTurn { .. }
+            | Self::Claim(_)
             | Self::Flood { .. } => None,
         }
     }
@@ -109,6 +114,7 @@ impl WorkerMisbehaved {
             Self::BeyondModel { .. } => "beyond-model",
             Self::Malformed(_) => "malformed",
             Self::OutOfTurn { .. } => "out-of-turn",
+            Self::Claim(_) => "claim",
             Self::Flood { .. } => "flood",
         }
     }
@@ -137,6 +143,14 @@ pub enum WorkerFailed {
     Refused {
         /// Its words.
         message: String,
+    },
+    /// The worker signs with another key than the one that was named.
+    #[error("the worker signs with key {got}, {expected} was named")]
+    OtherKey {
+        /// The key that was named.
+        expected: PublicKey,
+        /// The worker's.
+        got: PublicKey,
     },
     /// What answered does not speak the protocol: no worker, so no liar either.
     #[error("what answers there is no larvatus worker ({0}); check the address")]

@@ -10,6 +10,7 @@
 //! * [`dealer`]: tickets from a second machine that works for this one,
 //! * [`store`]: tickets made ahead and kept on a disk that is not trusted to keep quiet,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
+//! * [`audit`]: a worker runs the whole network in clear, signs it and is audited later,
 //! * [`exact`]: the same network, all of it here,
 //! * [`whole`]: the same network as one program, for a worker that runs all of it,
 //! * [`error`]: what can go wrong, split by whose fault it is.
@@ -42,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 mod claim;
 pub mod dealer;
 mod engine;

@@ -166,7 +166,7 @@ pub enum PolicyError {
     },
     /// A preset's name is unknown.
     #[error(
-        "no preset {given:?}; there are local, local-exact, clear, integrity, slalom and verisplit-exact"
+        "no preset {given:?}; there are local, local-exact, clear, integrity, slalom, verisplit-exact and whole-audited"
     )]
     NoSuchPreset {
         /// The name given.
@@ -428,6 +428,9 @@ pub enum Preset {
     /// As `slalom`, with weights that no worker sees: two workers that do not collude hold shares of
     /// them (the services of VeriSplit, arXiv 2406.00586, with masks over a field).
     VerisplitExact,
+    /// The whole network by a worker that sees the input, commits to every tensor, signs, and is audited later
+    /// ([`crate::audit`]). Its policy says how weights are quantised; layers are not placed one by one.
+    WholeAudited,
 }
 
 impl Preset {
@@ -436,7 +439,9 @@ impl Preset {
         let default = Policy::default();
         match self {
             Self::Local | Self::LocalExact | Self::Slalom => default,
-            Self::Clear => default.danger().clear_input().danger().unverified(),
+            Self::Clear | Self::WholeAudited => {
+                default.danger().clear_input().danger().unverified()
+            }
             Self::Integrity => default.danger().clear_input(),
             Self::VerisplitExact => Policy {
                 secrecy: Secrecy::TwoWorkers,
@@ -449,7 +454,11 @@ impl Preset {
     pub fn offloads(self) -> bool {
         match self {
             Self::Local | Self::LocalExact => false,
-            Self::Clear | Self::Integrity | Self::Slalom | Self::VerisplitExact => true,
+            Self::Clear
+            | Self::Integrity
+            | Self::Slalom
+            | Self::VerisplitExact
+            | Self::WholeAudited => true,
         }
     }
 }
@@ -463,6 +472,7 @@ impl fmt::Display for Preset {
             Self::Integrity => "integrity",
             Self::Slalom => "slalom",
             Self::VerisplitExact => "verisplit-exact",
+            Self::WholeAudited => "whole-audited",
         })
     }
 }
@@ -478,6 +488,7 @@ impl FromStr for Preset {
             Self::Integrity,
             Self::Slalom,
             Self::VerisplitExact,
+            Self::WholeAudited,
         ]
         .into_iter()
         .find(|preset| preset.to_string() == name)
@@ -562,6 +573,7 @@ mod tests {
             Preset::LocalExact,
             Preset::Clear,
             Preset::Slalom,
+            Preset::WholeAudited,
         ] {
             assert_eq!(preset.to_string().parse(), Ok(preset));
         }

@@ -71,11 +71,11 @@ fn openings() {
             let from = (leaf.tensor as usize * (1 << 20)) + leaf.leaf as usize * LEAF / 4;
             bytemuck::cast_slice(&data[from..from + length / 4]).to_vec()
         };
-        let encoded = commitment.open(&asked, read).expect("there").encode();
-        let open = best(|| drop(black_box(commitment.open(&asked, read))));
+        let encoded = commitment.open(&asked, &[], read).expect("there").encode();
+        let open = best(|| drop(black_box(commitment.open(&asked, &[], read))));
         let verify = best(|| {
-            let opening = Opening::decode(layout, asked.len(), &encoded).expect("an opening");
-            black_box(opening.verify(root, layout, &asked).expect("right"));
+            let opening = Opening::decode(layout, asked.len(), &[], &encoded).expect("an opening");
+            black_box(opening.verify(root, layout, &asked, &[]).expect("right"));
         });
         println!(
             "{} of {} leaves: {} bytes, opened in {:.3} ms, decoded and verified in {:.3} ms",

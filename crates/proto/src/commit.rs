@@ -6,16 +6,21 @@
 //! sibling is passed up as it is, never paired with itself. The [`Root`] covers the number of tensors and the length of
 //! each, hence the form of the tree.
 //!
-//! Who verifies knows the [`Layout`] and says which leaves are asked for; an [`Opening`] brings these leaves and the
-//! fewest digests that lead from them to the root. Given that BLAKE3 is collision resistant, an opening that verifies holds
-//! the bytes that were committed to. A commitment hides nothing.
+//! Who verifies knows the [`Layout`] and says which leaves are asked for, and which it knows the bytes of: these are not
+//! sent. An [`Opening`] brings the leaves asked for and the fewest digests that lead from these and the known ones to the
+//! root. Given that BLAKE3 is collision resistant, an opening that verifies holds the bytes that were committed to, and the
+//! known bytes are those, too. A commitment hides nothing.
 //!
 //! Source: Merkle (1987); domains as in RFC 6962 §2.1; opening parts of a trace as in VeriSplit (arXiv 2406.00586, Fig. 5).
 
+mod opening;
+
 use std::fmt;
+use std::ops::Range;
 
 use crate::digest::Digest;
-use crate::wire::{DecodeError, Reader, Writer};
+use opening::climb;
+pub use opening::{Opened, Opening};
 
 /// Bytes of a leaf.
 pub const LEAF: usize = 64 << 10;
@@ -73,8 +78,8 @@ pub enum CommitError {
         /// The leaf.
         leaf: LeafId,
     },
-    /// Leaves that are not in strictly increasing order, or none.
-    #[error("leaves to open are not in increasing order")]
+    /// Leaves that are not in strictly increasing order, named twice, or none.
+    #[error("leaves to open are not in increasing order, or there are none")]
     Order,
 }
 
@@ -238,12 +243,50 @@ impl Layout {
         Ok((rest.min(LEAF as u64) as usize, number))
     }
 
-    /// Lengths and numbers of leaves that must be in strictly increasing order.
-    fn places(&self, leaves: &[LeafId]) -> Result<Vec<(usize, usize)>, CommitError> {
-        if leaves.is_empty() || !leaves.is_sorted_by(|a, b| a < b) {
+    /// The numbers of leaves that are opened and of those that are known, in order.
+    ///
+    /// # Errors
+    /// [`CommitError::Order`] where one of the two is not in strictly increasing order, a leaf is in both or there is
+    /// none; [`CommitError::NoLeaf`].
+    fn numbers(&self, leaves: &[LeafId], known: &[LeafId]) -> Result<Vec<usize>, CommitError> {
+        let rising = |leaves: &[LeafId]| leaves.is_sorted_by(|a, b| a < b);
+        if !rising(leaves) || !rising(known) {
             return Err(CommitError::Order);
         }
-        leaves.iter().map(|&leaf| self.place(leaf)).collect()
+        let all = leaves.iter().chain(known);
+        let numbers = all.map(|&leaf| Ok(self.place(leaf)?.1));
+        let mut numbers = numbers.collect::<Result<Vec<_>, CommitError>>()?;
+        numbers.sort_unstable();
+        if numbers.is_empty() || !numbers.is_sorted_by(|a, b| a < b) {
+            return Err(CommitError::Order);
+        }
+        Ok(numbers)
+    }
+
+    /// The leaves that hold the bytes `range` of a tensor, in order.
+    ///
+    /// # Errors
+    /// [`CommitError::NoLeaf`] where the tensor does not reach so far; an empty range has no leaves.
+    pub fn covering(&self, tensor: u32, range: Range<u64>) -> Result<Vec<LeafId>, CommitError> {
+        let leaf = |byte: u64| u32::try_from(byte / LEAF as u64).unwrap_or(u32::MAX);
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let last = LeafId {
+            tensor,
+            leaf: leaf(range.end - 1),
+        };
+        self.place(last)?;
+        let leaves = leaf(range.start)..=last.leaf;
+        Ok(leaves.map(|leaf| LeafId { tensor, leaf }).collect())
+    }
+
+    /// Bytes of a leaf.
+    ///
+    /// # Errors
+    /// [`CommitError::NoLeaf`].
+    pub fn bytes_of(&self, leaf: LeafId) -> Result<usize, CommitError> {
+        Ok(self.place(leaf)?.0)
     }
 
     fn root(&self, top: &Node) -> Root {
@@ -465,20 +508,22 @@ impl Commitment {
         &self.layout
     }
 
-    /// Opens `leaves`, in strictly increasing order; `read(leaf, length)` gives the bytes that were committed to.
+    /// Opens `leaves` for who has the `known` ones already; `read(leaf, length)` gives the bytes that were committed to.
+    ///
+    /// Both are in strictly increasing order, and no leaf is in both; one of them may be empty.
     ///
     /// # Errors
     /// [`CommitError::Order`], [`CommitError::NoLeaf`].
     pub fn open(
         &self,
         leaves: &[LeafId],
+        known: &[LeafId],
         mut read: impl FnMut(LeafId, usize) -> Vec<u8>,
     ) -> Result<Opening, CommitError> {
-        let places = self.layout.places(leaves)?;
-        let known = places.iter().map(|&(_, number)| (number, ())).collect();
+        let numbers = self.layout.numbers(leaves, known)?;
         let mut path = Vec::new();
         climb(
-            known,
+            numbers.into_iter().map(|number| (number, ())).collect(),
             self.layout.leaves(),
             |(), ()| (),
             |level, number| {
@@ -486,12 +531,12 @@ impl Commitment {
                 Some(())
             },
         );
-        let bytes = leaves.iter().zip(places);
-        let leaves = bytes.map(|(&leaf, (length, _))| (leaf, read(leaf, length)));
-        Ok(Opening {
-            leaves: leaves.collect(),
-            path,
-        })
+        let mut opened = Vec::with_capacity(leaves.len());
+        for &leaf in leaves {
+            let (length, _) = self.layout.place(leaf)?;
+            opened.push((leaf, read(leaf, length)));
+        }
+        Ok(Opening::new(opened, path))
     }
 }
 
@@ -504,217 +549,6 @@ impl fmt::Debug for Commitment {
             self.layout.leaves()
         )
     }
-}
-
-/// Leaves of a trace and the digests that lead from them to its root: a claim until it is verified.
-///
-/// One leaf of n takes its own bytes, 12 bytes, and 32 for each of at most log₂ n levels.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Opening {
-    /// In strictly increasing order.
-    leaves: Vec<(LeafId, Vec<u8>)>,
-    /// Level by level from the leaves up, from left to right.
-    path: Vec<Node>,
-}
-
-impl Opening {
-    /// Holds an opening against a root.
-    ///
-    /// `layout` and `asked` are the asker's own. The result is the proof that the leaves are those that were committed
-    /// to; there is no other way to one.
-    ///
-    /// # Errors
-    /// [`OpenError`], with the first thing that is wrong.
-    pub fn verify(
-        self,
-        root: Root,
-        layout: &Layout,
-        asked: &[LeafId],
-    ) -> Result<Opened, OpenError> {
-        let places = layout.places(asked)?;
-        if self.leaves.len() != asked.len() {
-            let (expected, got) = (asked.len(), self.leaves.len());
-            return Err(OpenError::Count { expected, got });
-        }
-        let domains = Domains::new();
-        let mut known = Vec::with_capacity(asked.len());
-        for ((&leaf, (length, number)), (got, bytes)) in asked.iter().zip(places).zip(&self.leaves)
-        {
-            if *got != leaf {
-                let (expected, got) = (leaf, *got);
-                return Err(OpenError::NotAsked { expected, got });
-            }
-            if bytes.len() != length {
-                let (expected, got) = (length, bytes.len());
-                return Err(OpenError::Length {
-                    leaf,
-                    expected,
-                    got,
-                });
-            }
-            let mut hasher = domains.leaf.clone();
-            hasher.update(bytes);
-            known.push((number, Domains::leaf(hasher, leaf, length)));
-        }
-        let expected = path_length(&known, layout.leaves());
-        let mut path = self.path.iter().copied();
-        let join = |left: &Node, right: &Node| domains.node(left, right);
-        let top = climb(known, layout.leaves(), join, |_, _| path.next());
-        let (Some(top), None) = (top, path.next()) else {
-            let got = self.path.len();
-            return Err(OpenError::Path { expected, got });
-        };
-        let got = layout.root(&top);
-        if got != root {
-            let expected = root;
-            return Err(OpenError::Root { expected, got });
-        }
-        Ok(Opened {
-            leaves: self.leaves,
-        })
-    }
-
-    /// The one encoding: count, places, bytes, path.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.count(self.leaves.len());
-        for (leaf, _) in &self.leaves {
-            out.u32(leaf.tensor).u32(leaf.leaf);
-        }
-        for (_, bytes) in &self.leaves {
-            out.bytes(bytes);
-        }
-        for node in &self.path {
-            out.bytes(node);
-        }
-        out.into_bytes()
-    }
-
-    /// Decodes an opening of at most `limit` leaves of a trace of this layout, from which every length follows.
-    ///
-    /// Nothing is allocated beyond the size of `bytes`.
-    ///
-    /// # Errors
-    /// [`DecodeError`] where the bytes are not the one encoding of an opening.
-    pub fn decode(layout: &Layout, limit: usize, bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new(bytes);
-        let count = reader.count("leaves of an opening", limit)?;
-        let mut table = Reader::new(reader.take(count.saturating_mul(8))?);
-        let mut ids = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (tensor, leaf) = (table.u32()?, table.u32()?);
-            ids.push(LeafId { tensor, leaf });
-        }
-        let places = layout.places(&ids).map_err(|_| DecodeError::Inconsistent {
-            what: "leaves of an opening that exist and are in order",
-            expected: count as u64,
-            got: in_order(layout, &ids),
-        })?;
-        let mut leaves = Vec::with_capacity(count);
-        for (&leaf, &(length, _)) in ids.iter().zip(&places) {
-            leaves.push((leaf, reader.take(length)?.to_vec()));
-        }
-        let known: Vec<_> = places.iter().map(|&(_, number)| (number, ())).collect();
-        let length = path_length(&known, layout.leaves());
-        let nodes = reader.take(length * size_of::<Node>())?;
-        let path = nodes.as_chunks().0.to_vec();
-        reader.finish()?;
-        Ok(Self { leaves, path })
-    }
-}
-
-impl fmt::Debug for Opening {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (leaves, path) = (self.leaves.len(), self.path.len());
-        write!(f, "Opening({leaves} leaves, {path} digests)")
-    }
-}
-
-/// Leaves that are those that were committed to. Made by [`Opening::verify`] only.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Opened {
-    leaves: Vec<(LeafId, Vec<u8>)>,
-}
-
-impl Opened {
-    /// The leaves that were asked for, in order.
-    pub fn leaves(&self) -> impl Iterator<Item = (LeafId, &[u8])> {
-        self.leaves
-            .iter()
-            .map(|(leaf, bytes)| (*leaf, bytes.as_slice()))
-    }
-
-    /// The bytes of one leaf; `None` if it was not asked for.
-    pub fn leaf(&self, leaf: LeafId) -> Option<&[u8]> {
-        let found = self.leaves.binary_search_by_key(&leaf, |(leaf, _)| *leaf);
-        let (_, bytes) = self.leaves.get(found.ok()?)?;
-        Some(bytes)
-    }
-}
-
-impl fmt::Debug for Opened {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Opened({} leaves)", self.leaves.len())
-    }
-}
-
-/// Leads known leaves up to the top of a tree of `width` leaves, fetching what is missing: level and number.
-///
-/// `None` where a fetch fails or nothing is known. Known leaves are in increasing order.
-fn climb<T>(
-    mut known: Vec<(usize, T)>,
-    mut width: usize,
-    join: impl Fn(&T, &T) -> T,
-    mut fetch: impl FnMut(usize, usize) -> Option<T>,
-) -> Option<T> {
-    let mut level = 0;
-    while width > 1 {
-        let mut parents = Vec::with_capacity(known.len());
-        let mut nodes = known.into_iter().peekable();
-        while let Some((number, node)) = nodes.next() {
-            let parent = if number % 2 == 1 {
-                join(&fetch(level, number - 1)?, &node)
-            } else if let Some((_, right)) = nodes.next_if(|(next, _)| *next == number + 1) {
-                join(&node, &right)
-            } else if number + 1 < width {
-                join(&node, &fetch(level, number + 1)?)
-            } else {
-                node
-            };
-            parents.push((number / 2, parent));
-        }
-        known = parents;
-        width = width.div_ceil(2);
-        level += 1;
-    }
-    known.into_iter().next().map(|(_, top)| top)
-}
-
-/// Digests that lead from known leaves to the top.
-fn path_length<T>(known: &[(usize, T)], width: usize) -> usize {
-    let known = known.iter().map(|&(number, _)| (number, ())).collect();
-    let mut count = 0;
-    climb(
-        known,
-        width,
-        |(), ()| (),
-        |_, _| {
-            count += 1;
-            Some(())
-        },
-    );
-    count
-}
-
-/// How many leaves exist and are in order, from the first on.
-fn in_order(layout: &Layout, leaves: &[LeafId]) -> u64 {
-    let mut last = None;
-    let good = leaves.iter().take_while(|&&leaf| {
-        let good = last < Some(leaf) && layout.place(leaf).is_ok();
-        last = Some(leaf);
-        good
-    });
-    good.count() as u64
 }
 
 #[cfg(test)]

@@ -10,13 +10,24 @@
 //! i of the stream (ticket, n, mask) under the seed as key, see [`larvatus_kernels::keystream`].
 //! Uploads are numbered through the whole program, see [`Program::first_upload`].
 //!
+//! A worker may hold a whole graph instead of a program: it is offered as such (`OfferGraph`), uploaded alike, run on an
+//! input in clear (`Run`), and its trace opened later (`Open`). Input and output travel as the bytes that are committed to,
+//! filled up with zeros to whole words.
+//!
 //! [`Program::first_upload`]: crate::program::Program::first_upload
+
+mod parts;
 
 use std::fmt;
 
+use crate::commit::Root;
 use crate::digest::Digest;
+use crate::order::Summons;
+use crate::receipt::{CLAIM, Claim, PublicKey, SIGNATURE};
 use crate::wire::{DecodeError, Reader, Writer};
 use crate::words::Words;
+use parts::{hello, leaves, no_payload, printable, signature};
+pub use parts::{pack, unpack};
 
 /// Bytes of a frame's header.
 pub const HEADER: usize = 8;
@@ -26,6 +37,12 @@ pub const CHUNK: usize = 1 << 20;
 
 /// Calls of one connection that may be unanswered at a time; a worker refuses more.
 pub const MAX_CALLS: usize = 16;
+
+/// Most bytes of an opening; who asks for more asks several times.
+pub const MAX_OPENING: usize = 64 << 20;
+
+/// Most leaves that one request opens or knows.
+pub const MAX_OPENED: usize = 1 << 16;
 
 /// First bytes of a hello: `LRVT`.
 const MAGIC: u32 = u32::from_le_bytes(*b"LRVT");
@@ -37,7 +54,7 @@ const MAX_TEXT: usize = 256;
 /// believes it for nothing else.
 pub const BUSY: &str = "busy: ";
 
-/// Largest head of any message.
+/// Largest head of any message: that of a claim is the largest there is.
 pub const MAX_HEAD: usize = 512;
 
 /// A message with its payload, before it is looked at.
@@ -165,8 +182,51 @@ pub enum Request {
         /// What the pads of this inference come from.
         seed: Seed,
     },
+    /// Names the graph that runs will be about; the worker is to sign what it computes.
+    OfferGraph {
+        /// Address of the graph with its weights.
+        model: Digest,
+        /// Bytes of the encoded graph at the front of the upload.
+        program: u32,
+        /// Bytes of the whole upload: graph, then weights.
+        total: u64,
+    },
+    /// Asks for a whole run of the graph.
+    Run(Run),
+    /// Asks for leaves of a trace.
+    Open {
+        /// Number of the call, never used twice in a connection.
+        call: u64,
+        /// Which.
+        summons: Summons,
+        /// The trusted side's signature of it.
+        signature: [u8; SIGNATURE],
+    },
     /// Ends the conversation.
     Bye,
+}
+
+/// A whole run of a graph, as it is asked for. With the model, and the worker's key, it is an [`Order`](crate::order::Order).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "both sides write it as a literal"
+)]
+pub struct Run {
+    /// Number of the call, never used twice in a connection.
+    pub call: u64,
+    /// Digest of the plan.
+    pub plan: Digest,
+    /// Number of the inference.
+    pub counter: u64,
+    /// What commitments to input and output are salted with.
+    pub salt: [u8; 32],
+    /// Who asks.
+    pub trusted: PublicKey,
+    /// Its signature of the order.
+    pub signature: [u8; SIGNATURE],
+    /// The input.
+    pub input: Words,
 }
 
 /// The key of all pads of one inference. Its contents are never printed.
@@ -208,6 +268,29 @@ pub enum Reply {
         /// The claimed values.
         words: Words,
     },
+    /// The worker holds the graph, is ready for runs and signs with this key.
+    Signs {
+        /// The graph it holds.
+        model: Digest,
+        /// Its key.
+        key: PublicKey,
+    },
+    /// A run is done.
+    Ran {
+        /// Number of the call.
+        call: u64,
+        /// What the worker says that it computed, signed.
+        claim: Box<Claim>,
+        /// The output.
+        output: Words,
+    },
+    /// Leaves of a trace, as an encoded opening.
+    Opened {
+        /// Number of the call.
+        call: u64,
+        /// An [`Opening`](crate::commit::Opening), if the worker is honest.
+        bytes: Vec<u8>,
+    },
     /// The worker cannot do what it was asked.
     Failed {
         /// The call it concerns, if one.
@@ -224,11 +307,17 @@ mod kind {
     pub(super) const CALL: u8 = 4;
     pub(super) const BYE: u8 = 5;
     pub(super) const DEAL: u8 = 6;
+    pub(super) const OFFER_GRAPH: u8 = 7;
+    pub(super) const RUN: u8 = 8;
+    pub(super) const OPEN: u8 = 9;
     pub(super) const WELCOME: u8 = 65;
     pub(super) const WANT: u8 = 66;
     pub(super) const READY: u8 = 67;
     pub(super) const ANSWER: u8 = 68;
     pub(super) const FAILED: u8 = 69;
+    pub(super) const SIGNS: u8 = 70;
+    pub(super) const RAN: u8 = 71;
+    pub(super) const OPENED: u8 = 72;
 }
 
 impl Request {
@@ -267,6 +356,41 @@ impl Request {
             } => {
                 head.u64(call).u32(round).u64(ticket).bytes(&seed.0);
                 kind::DEAL
+            }
+            Self::OfferGraph {
+                model,
+                program,
+                total,
+            } => {
+                head.bytes(&model.0).u32(program).u64(total);
+                kind::OFFER_GRAPH
+            }
+            Self::Run(run) => {
+                head.u64(run.call)
+                    .bytes(&run.plan.0)
+                    .u64(run.counter)
+                    .bytes(&run.salt)
+                    .bytes(&run.trusted.0)
+                    .bytes(&run.signature);
+                payload = run.input;
+                kind::RUN
+            }
+            Self::Open {
+                call,
+                summons,
+                signature,
+            } => {
+                head.u64(call)
+                    .bytes(&summons.trace.0.0)
+                    .count(summons.asked.len())
+                    .count(summons.known.len())
+                    .bytes(&signature);
+                let leaves = summons.asked.iter().chain(&summons.known);
+                payload = leaves
+                    .flat_map(|leaf| [leaf.tensor, leaf.leaf])
+                    .collect::<Vec<_>>()
+                    .into();
+                kind::OPEN
             }
             Self::Bye => kind::BYE,
         };
@@ -313,6 +437,42 @@ impl Request {
                 ticket: reader.u64()?,
                 seed: Seed(reader.digest()?.0),
             },
+            kind::OFFER_GRAPH => Self::OfferGraph {
+                model: reader.digest()?,
+                program: reader.u32()?,
+                total: reader.u64()?,
+            },
+            kind::RUN => {
+                let run = Run {
+                    call: reader.u64()?,
+                    plan: reader.digest()?,
+                    counter: reader.u64()?,
+                    salt: reader.digest()?.0,
+                    trusted: PublicKey(reader.digest()?.0),
+                    signature: signature(&mut reader)?,
+                    input: words,
+                };
+                reader.finish()?;
+                return Ok(Self::Run(run));
+            }
+            kind::OPEN => {
+                let (call, trace) = (reader.u64()?, Root(reader.digest()?));
+                let asked = reader.count("leaves to open", MAX_OPENED)?;
+                let known = reader.count("known leaves", MAX_OPENED)?;
+                let signature = signature(&mut reader)?;
+                reader.finish()?;
+                let mut asked_ids = leaves(words, asked + known)?;
+                let known = asked_ids.split_off(asked);
+                return Ok(Self::Open {
+                    call,
+                    summons: Summons {
+                        trace,
+                        asked: asked_ids,
+                        known,
+                    },
+                    signature,
+                });
+            }
             kind::BYE => Self::Bye,
             tag => {
                 return Err(DecodeError::UnknownTag {
@@ -349,6 +509,24 @@ impl Reply {
                 head.u64(call);
                 payload = words;
                 kind::ANSWER
+            }
+            Self::Signs { model, key } => {
+                head.bytes(&model.0).bytes(&key.0);
+                kind::SIGNS
+            }
+            Self::Ran {
+                call,
+                claim,
+                output,
+            } => {
+                head.u64(call).bytes(&claim.encode());
+                payload = output;
+                kind::RAN
+            }
+            Self::Opened { call, bytes } => {
+                head.u64(call).count(bytes.len());
+                payload = pack(&bytes).into();
+                kind::OPENED
             }
             Self::Failed { call, message } => {
                 head.u8(u8::from(call.is_some())).u64(call.unwrap_or(0));
@@ -387,6 +565,29 @@ impl Reply {
                 reader.finish()?;
                 return Ok(Self::Answer { call, words });
             }
+            kind::SIGNS => Self::Signs {
+                model: reader.digest()?,
+                key: PublicKey(reader.digest()?.0),
+            },
+            kind::RAN => {
+                let call = reader.u64()?;
+                let claim = Box::new(Claim::decode(reader.take(CLAIM)?)?);
+                reader.finish()?;
+                return Ok(Self::Ran {
+                    call,
+                    claim,
+                    output: words,
+                });
+            }
+            kind::OPENED => {
+                let call = reader.u64()?;
+                let count = reader.count("bytes of an opening", MAX_OPENING)?;
+                reader.finish()?;
+                return Ok(Self::Opened {
+                    call,
+                    bytes: unpack(&words.into_vec(), count)?,
+                });
+            }
             kind::FAILED => {
                 let (some, call) = (reader.u8()?, reader.u64()?);
                 let call = match (some, call) {
@@ -415,66 +616,4 @@ impl Reply {
         no_payload(&words)?;
         Ok(reply)
     }
-}
-
-fn hello(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
-    match reader.u32()? {
-        MAGIC => reader.u16(),
-        got => Err(DecodeError::Magic { got }),
-    }
-}
-
-fn no_payload(words: &Words) -> Result<(), DecodeError> {
-    match words.len() {
-        0 => Ok(()),
-        count => Err(DecodeError::Trailing { extra: 4 * count }),
-    }
-}
-
-/// Bytes as words, the last one padded with zeros.
-fn pack(bytes: &[u8]) -> Vec<u32> {
-    bytes
-        .chunks(4)
-        .map(|chunk| {
-            let mut word = [0; 4];
-            word.iter_mut()
-                .zip(chunk)
-                .for_each(|(to, from)| *to = *from);
-            u32::from_le_bytes(word)
-        })
-        .collect()
-}
-
-fn unpack(words: &[u32], count: usize) -> Result<Vec<u8>, DecodeError> {
-    if words.len() != count.div_ceil(4) {
-        return Err(DecodeError::Inconsistent {
-            what: "chunk words",
-            expected: count.div_ceil(4) as u64,
-            got: words.len() as u64,
-        });
-    }
-    let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    if let Some(padding) = bytes
-        .get(count..)
-        .and_then(|rest| rest.iter().find(|&&b| b != 0))
-    {
-        return Err(DecodeError::Inconsistent {
-            what: "chunk padding",
-            expected: 0,
-            got: u64::from(*padding),
-        });
-    }
-    bytes.truncate(count);
-    Ok(bytes)
-}
-
-fn printable(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-        if out.len() + c.len_utf8() > MAX_TEXT {
-            break;
-        }
-        out.push(c);
-    }
-    out
 }

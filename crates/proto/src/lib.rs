@@ -5,6 +5,7 @@
 //! * [`commit`]: trees of digests over what a worker computed, and openings of parts of it,
 //! * [`pairing`]: how two ends learn each other's key by a code that people compare,
 //! * [`receipt`]: what was computed and how it was judged, signed by both sides,
+//! * [`order`]: what the trusted side asks of a worker that runs a whole graph, signed,
 //! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
 //! * [`words`]: payloads, in memory of our own or in a link's,
 //! * [`machine`]: the shape of both sides, state machines without sockets or clocks.
@@ -19,6 +20,7 @@ pub mod commit;
 pub mod digest;
 pub mod frame;
 pub mod machine;
+pub mod order;
 pub mod pairing;
 pub mod program;
 pub mod receipt;
@@ -26,4 +28,4 @@ pub mod wire;
 pub mod words;
 
 /// The protocol's version; both sides must speak the same one.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;

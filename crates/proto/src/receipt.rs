@@ -13,6 +13,7 @@
 //! Source: Ed25519 is RFC 8032; verified strictly, so that keys of small order and second encodings are refused.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
@@ -27,7 +28,8 @@ pub const RECEIPT: usize = 4 + CLAIM + 1 + SIGNATURE;
 pub const CLAIM: usize = STATEMENT + SIGNATURE;
 
 const STATEMENT: usize = 5 * 32 + 8 + 2 * 32;
-const SIGNATURE: usize = 64;
+/// Bytes of a signature.
+pub const SIGNATURE: usize = 64;
 const _: () = assert!(RECEIPT <= 1024);
 
 /// The first bytes of a receipt: its kind and version.
@@ -100,7 +102,7 @@ impl fmt::Display for Party {
 pub struct PublicKey(pub [u8; 32]);
 
 impl PublicKey {
-    fn verify(
+    pub(crate) fn verify(
         &self,
         party: Party,
         message: &[u8],
@@ -120,6 +122,29 @@ impl fmt::Display for PublicKey {
         fmt::Display::fmt(&Digest(self.0), f)
     }
 }
+
+impl FromStr for PublicKey {
+    type Err = NotAKey;
+
+    fn from_str(text: &str) -> Result<Self, NotAKey> {
+        let digits = text.as_bytes().as_chunks::<2>();
+        let mut key = [0; 32];
+        if text.len() != 64 {
+            return Err(NotAKey);
+        }
+        for (byte, pair) in key.iter_mut().zip(digits.0) {
+            let [high, low] = pair.map(|digit| char::from(digit).to_digit(16));
+            let value = high.zip(low).map(|(high, low)| 16 * high + low);
+            *byte = value.and_then(|v| u8::try_from(v).ok()).ok_or(NotAKey)?;
+        }
+        Ok(Self(key))
+    }
+}
+
+/// A text that is no public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a receipt key is 64 hexadecimal digits")]
+pub struct NotAKey;
 
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,7 +166,7 @@ impl Signer {
         PublicKey(self.0.verifying_key().to_bytes())
     }
 
-    fn sign(&self, message: &[u8]) -> [u8; SIGNATURE] {
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; SIGNATURE] {
         self.0.sign(message).to_bytes()
     }
 }
@@ -338,6 +363,21 @@ impl Claim {
         Ok(Receipt::sign(self, verdict, trusted))
     }
 
+    /// What it says, whoever signed it.
+    pub fn unverified(&self) -> &Statement {
+        &self.statement
+    }
+
+    /// What it says, where that is signed by the worker with this key.
+    ///
+    /// # Errors
+    /// [`ReceiptError::Key`] where it names another worker, [`ReceiptError::Signature`].
+    pub fn of(&self, worker: PublicKey) -> Result<&Statement, ReceiptError> {
+        same_key(Party::Worker, worker, self.statement.worker)?;
+        self.check()?;
+        Ok(&self.statement)
+    }
+
     fn check(&self) -> Result<(), ReceiptError> {
         let message = self.statement.message();
         let key = self.statement.worker;
@@ -406,6 +446,16 @@ impl Receipt {
         claim.write(&mut out);
         out.u8(verdict.tag());
         out.into_bytes()
+    }
+
+    /// What it says, whoever signed it.
+    pub fn unverified(&self) -> &Statement {
+        &self.claim.statement
+    }
+
+    /// The worker's part of it.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
     }
 
     /// The final receipt of a pending one.

@@ -1,6 +1,9 @@
 //! What an engine must do: load a model, compute its rounds.
 
+use larvatus_graph::Model;
+use larvatus_graph::trace::Recorded;
 use larvatus_kernels::linear::ShapeError;
+use larvatus_proto::commit::CommitError;
 use larvatus_proto::program::WorkerModel;
 use larvatus_proto::wire::DecodeError;
 
@@ -14,6 +17,29 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// [`BackendError`] where the engine refuses a layer or lacks the memory.
     fn load(&self, model: &WorkerModel) -> Result<Box<dyn Loaded>, BackendError>;
+
+    /// Prepares a whole graph for runs.
+    ///
+    /// # Errors
+    /// [`BackendError::NoGraphs`] where the engine runs none, otherwise as [`Backend::load`].
+    fn load_graph(&self, model: &Model) -> Result<Box<dyn LoadedGraph>, BackendError> {
+        let _ = model;
+        Err(BackendError::NoGraphs)
+    }
+}
+
+/// A whole graph that an engine is ready to run; shared by connections and threads.
+pub trait LoadedGraph: Send + Sync {
+    /// Runs it on inputs as they are committed to, and keeps all that it commits to.
+    ///
+    /// Exactness: the graph's one meaning, bit for bit.
+    ///
+    /// # Errors
+    /// [`BackendError::Run`] where the graph has no result for this input.
+    fn run(&self, input: &[u8]) -> Result<Recorded, BackendError>;
+
+    /// Bytes of memory that it holds.
+    fn bytes(&self) -> u64;
 }
 
 /// A model that an engine is ready to compute; shared by connections and threads.
@@ -86,6 +112,27 @@ pub enum BackendError {
         expected: usize,
         /// Words that came.
         got: usize,
+    },
+    /// The engine runs no whole graphs.
+    #[error("this engine runs no whole graphs")]
+    NoGraphs,
+    /// A graph that the engine refuses.
+    #[error("the graph is refused: {source}")]
+    Graph {
+        /// Why.
+        source: larvatus_graph::ModelError,
+    },
+    /// A run without a result.
+    #[error("the graph cannot run on this input: {source}")]
+    Run {
+        /// Why.
+        source: larvatus_graph::RunError,
+    },
+    /// The engine's trace is not that of the graph.
+    #[error("the engine's trace is not that of the graph: {source}")]
+    Trace {
+        /// What is wrong with it.
+        source: CommitError,
     },
     /// Memory that the system does not give.
     #[error("no memory for {words} words")]

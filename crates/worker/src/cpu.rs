@@ -4,12 +4,14 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
+use larvatus_graph::trace::{Recorded, Recorder};
+use larvatus_graph::{Model, RunError};
 use larvatus_kernels::isa::Isa;
 use larvatus_kernels::linear::{Linear, Shape, ShapeError, ShortLinear, WideLinear, halves};
 use larvatus_proto::program::{Form, Held, Program, WorkerModel};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::backend::{Backend, BackendError, Loaded};
+use crate::backend::{Backend, BackendError, Loaded, LoadedGraph};
 
 /// The engine for processors. Its threads are its own: with one thread it computes on that
 /// thread, never on the caller's.
@@ -71,6 +73,40 @@ impl Backend for Cpu {
             layers,
             rounds: rounds(program),
         }))
+    }
+
+    fn load_graph(&self, model: &Model) -> Result<Box<dyn LoadedGraph>, BackendError> {
+        let loaded = self.pool.install(|| larvatus_graph::Prepared::new(model));
+        let graph = loaded.map_err(|source| BackendError::Graph { source })?;
+        let pool = Arc::clone(&self.pool);
+        Ok(Box::new(PreparedGraph { pool, graph }))
+    }
+}
+
+/// A whole graph.
+struct PreparedGraph {
+    pool: Arc<ThreadPool>,
+    graph: larvatus_graph::Prepared,
+}
+
+impl LoadedGraph for PreparedGraph {
+    fn run(&self, input: &[u8]) -> Result<Recorded, BackendError> {
+        let graph = self.graph.graph();
+        let inputs = graph.unpack_inputs(input);
+        let inputs = inputs.ok_or(BackendError::Run {
+            source: RunError::Input { input: 0 },
+        })?;
+        let mut recorder = Recorder::new(graph);
+        let run = || self.graph.run(inputs, &mut recorder);
+        let ran = self.pool.install(run);
+        ran.map_err(|source| BackendError::Run { source })?;
+        recorder
+            .finish()
+            .map_err(|source| BackendError::Trace { source })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.graph.bytes()
     }
 }
 

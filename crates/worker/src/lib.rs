@@ -1,4 +1,5 @@
-//! The untrusted engine: holds models by their digest and computes the rounds that it is asked for.
+//! The untrusted engine: holds models by their digest and computes the rounds that it is asked for, or runs whole graphs,
+//! commits to all that they compute and signs it.
 //!
 //! * [`backend`]: what an engine must do; [`cpu`] is the one for processors,
 //! * [`attention`]: whether new work is taken,
@@ -20,9 +21,10 @@ pub mod limits;
 mod queue;
 pub mod service;
 pub mod store;
+mod traces;
 
 pub use attention::Attention;
-pub use backend::{Backend, BackendError, Loaded};
+pub use backend::{Backend, BackendError, Loaded, LoadedGraph};
 pub use cpu::Cpu;
 pub use limits::Limits;
 pub use queue::Batches;

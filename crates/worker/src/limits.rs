@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larvatus_graph::{Graph, Op};
 use larvatus_kernels::linear::{Conv, Shape};
 use larvatus_proto::program::{Held, LayerSpec, Program, Round};
 
@@ -36,6 +37,10 @@ pub struct Limits {
     pub batch_macs: u64,
     /// Calls of one connection that wait to be computed: what the protocol allows.
     pub calls: usize,
+    /// Traces of whole graphs that are kept for all peers together; the oldest go first. 256.
+    pub traces: usize,
+    /// Bytes of these traces; no graph may have a larger one. 1 GiB: about ten inferences of VGG16 or ResNet-50.
+    pub trace_bytes: u64,
     /// Silence after which a connection is ended. Five minutes.
     pub idle: Duration,
 }
@@ -52,6 +57,8 @@ impl Default for Limits {
             batch_words: 1 << 25,
             batch_macs: 1 << 36,
             calls: larvatus_proto::frame::MAX_CALLS,
+            traces: 256,
+            trace_bytes: 1 << 30,
             idle: Duration::from_secs(300),
         }
     }
@@ -93,6 +100,16 @@ pub enum TooMuch {
         /// The worker's limit for one model.
         limit: u64,
         /// Bytes that the seed grows to.
+        got: u64,
+    },
+    /// A whole graph asks for too much.
+    #[error("a graph of {got} {what}, the limit is {limit}")]
+    Graph {
+        /// Of what.
+        what: &'static str,
+        /// The worker's limit.
+        limit: u64,
+        /// What it would take.
         got: u64,
     },
     /// A round carries too many words in one direction.
@@ -163,6 +180,35 @@ impl Limits {
             }
         }
         Ok(())
+    }
+
+    /// Holds a whole graph against the limits: what a run multiplies, what it takes of memory, what it leaves, and what its
+    /// weights take.
+    ///
+    /// # Errors
+    /// [`TooMuch`] names the first that is exceeded.
+    pub fn admit_graph(&self, graph: &Graph) -> Result<(), TooMuch> {
+        let mut packed = 0_u64;
+        for (layer, node) in graph.nodes().iter().enumerate() {
+            if let Op::Linear(linear) = &node.op {
+                let (got, bytes) = layer_packed(&linear.spec, Held::Planes);
+                if got > MAX_GROUPS {
+                    return Err(TooMuch::Groups { layer, got });
+                }
+                packed = packed.saturating_add(bytes);
+            }
+        }
+        let within = |what, limit: u64, got: u64| match got <= limit {
+            true => Ok(()),
+            false => Err(TooMuch::Graph { what, limit, got }),
+        };
+        let weights = packed.saturating_add(graph.weight_bytes());
+        within("bytes of weights when packed", self.store_bytes, weights)?;
+        within("multiplications", self.round_macs, graph.cost())?;
+        within("bytes of a trace", self.trace_bytes, graph.trace_bytes())?;
+        let run = self.round_words as u64 * 4;
+        let beside = graph.memory().saturating_sub(graph.trace_bytes());
+        within("bytes that a run takes beside its trace", run, beside)
     }
 
     /// The most calls of a round that are computed together: as many as the limits of a batch leave room for, and

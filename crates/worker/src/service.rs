@@ -6,6 +6,7 @@
 //! | `AwaitOffer` | an offer | want or ready |
 //! | `AwaitChunks` | the bytes of an upload | ready when complete, want when out of order |
 //! | `AwaitCalls` | calls, or deals where it is a dealer's | an answer to each, in order |
+//! | `AwaitRuns` | runs of a whole graph, and openings of their traces | what each asks for, in order |
 //! | `Over` | nothing | |
 //!
 //! Whatever is repeated is answered again, so that a peer may retry anything whose answer it did
@@ -25,14 +26,20 @@ mod deal;
 mod states;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use larvatus_graph::GraphError;
 use larvatus_proto::VERSION;
-use larvatus_proto::frame::{BUSY, CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
+use larvatus_proto::commit::{CommitError, Root};
+use larvatus_proto::frame::{
+    BUSY, CHUNK, Frame, FrameLimits, MAX_HEAD, MAX_OPENING, Reply, Request,
+};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
+use larvatus_proto::receipt::ReceiptError;
 use larvatus_proto::wire::DecodeError;
 use larvatus_proto::words::{Heap, Memory, Words};
 
@@ -41,7 +48,8 @@ use crate::limits::TooMuch;
 use crate::queue::{Answer, Input};
 use crate::store::{Model, Store, StoreError};
 use deal::Pads;
-use states::{AwaitHello, Over, State};
+use states::{AwaitHello, Kind, Offer, Over, State};
+use whole::Whole;
 
 /// Replies that may wait to be sent; a peer that lets more wait does not read.
 const MAX_REPLIES: usize = 64;
@@ -94,6 +102,9 @@ pub enum Refused {
     /// The program of the upload is not well formed.
     #[error("program is refused: {0}")]
     Program(#[source] DecodeError),
+    /// The graph of the upload is not well formed.
+    #[error("graph is refused: {0}")]
+    Graph(#[source] GraphError),
     /// The program asks for too much.
     #[error("program is refused: {0}")]
     TooMuch(#[source] TooMuch),
@@ -115,6 +126,43 @@ pub enum Refused {
     /// A deal where only calls are served.
     #[error("this is a worker, it deals nothing; `larvatus dealer` does")]
     OnlyCalls,
+    /// A call where a whole graph is offered, or a run where a program is.
+    #[error("{asked} where {offered} was offered")]
+    OtherKind {
+        /// What was asked for.
+        asked: &'static str,
+        /// What was offered.
+        offered: &'static str,
+    },
+    /// A worker without a key to sign with.
+    #[error("this worker has no receipt key, so it runs no whole graphs")]
+    NoKey,
+    /// What the peer signed, or should have.
+    #[error("the order is refused: {0}")]
+    Order(#[source] ReceiptError),
+    /// An input of another size.
+    #[error("input of {got} words, the graph takes {expected}")]
+    Input {
+        /// Words of the graph's inputs.
+        expected: usize,
+        /// Words that came.
+        got: usize,
+    },
+    /// A trace that is not kept, never was, or was made for somebody else.
+    #[error("no trace {trace} is kept here for who asks; a worker keeps the last ones only")]
+    NoTrace {
+        /// Its root.
+        trace: Root,
+    },
+    /// Leaves that the trace does not have.
+    #[error("the summons is refused: {0}")]
+    Summons(#[source] CommitError),
+    /// An opening larger than one may be.
+    #[error("an opening of {got} bytes, {MAX_OPENING} are the most; ask several times")]
+    Opening {
+        /// Bytes that it would have.
+        got: usize,
+    },
     /// The program has more uploads than streams have names for.
     #[error(
         "upload {got} of a program whose pads can be numbered up to {}",
@@ -180,6 +228,8 @@ enum Pending {
         round: u32,
         pads: Box<Pads>,
     },
+    /// A run of a whole graph, or an opening of its trace.
+    Whole(Box<Whole>),
     /// A call that was computed together with one before it.
     Answer {
         call: u64,
@@ -209,7 +259,11 @@ impl Pending {
                 let pads = pads.draw();
                 Some((*call, pads.map(|pads| Box::new(pads) as Input)))
             }
-            Self::Call { .. } | Self::Deal { .. } | Self::Reply(_) | Self::Answer { .. } => None,
+            Self::Call { .. }
+            | Self::Deal { .. }
+            | Self::Reply(_)
+            | Self::Whole(_)
+            | Self::Answer { .. } => None,
         }
     }
 }
@@ -265,7 +319,10 @@ impl Context {
     fn waiting_words(&self) -> usize {
         let words = self.outbox.iter().map(|pending| match pending {
             Pending::Call { words, .. } => words.len(),
-            Pending::Deal { .. } | Pending::Reply(_) | Pending::Answer { .. } => 0,
+            Pending::Deal { .. }
+            | Pending::Reply(_)
+            | Pending::Whole(_)
+            | Pending::Answer { .. } => 0,
         });
         words.sum()
     }
@@ -276,7 +333,7 @@ impl Context {
             Some(Pending::Call { model, round, .. } | Pending::Deal { model, round, .. }) => {
                 (Arc::clone(model), *round)
             }
-            Some(Pending::Reply(_) | Pending::Answer { .. }) | None => return,
+            Some(Pending::Reply(_) | Pending::Whole(_) | Pending::Answer { .. }) | None => return,
         };
         let (mut places, mut inputs) = (Vec::new(), Vec::new());
         let waiting = self.outbox.iter_mut().enumerate();
@@ -358,7 +415,34 @@ impl Service {
                 model,
                 program,
                 total,
-            } => state.offer(&mut self.cx, model, program, total),
+            } => state.offer(
+                &mut self.cx,
+                Offer {
+                    kind: Kind::Program,
+                    model,
+                    program,
+                    total,
+                },
+            ),
+            Request::OfferGraph {
+                model,
+                program,
+                total,
+            } => state.offer(
+                &mut self.cx,
+                Offer {
+                    kind: Kind::Graph,
+                    model,
+                    program,
+                    total,
+                },
+            ),
+            Request::Run(run) => state.run(&mut self.cx, run),
+            Request::Open {
+                call,
+                summons,
+                signature,
+            } => state.open(&mut self.cx, call, summons, &signature),
             Request::Chunk { offset, bytes } => state.chunk(&mut self.cx, offset, &bytes),
             Request::Call { call, round, words } => state.call(&mut self.cx, call, round, words),
             Request::Deal {
@@ -390,6 +474,7 @@ impl Machine for Service {
             State::Over(_) => return FrameLimits { head: 0, words: 0 },
             State::Calls(state) if self.cx.role == Role::Worker => state.largest().max(CHUNK / 4),
             State::Calls(_) => CHUNK / 4,
+            State::Runs(state) => state.largest().max(CHUNK / 4),
             State::Hello(_) | State::Offer(_) | State::Chunks(_) => CHUNK / 4,
         };
         FrameLimits {
@@ -436,6 +521,10 @@ impl Machine for Service {
         let (call, answer) = match self.cx.outbox.pop_front()? {
             Pending::Reply(reply) => return Some(reply.into_frame()),
             Pending::Answer { call, answer } => (call, answer),
+            Pending::Whole(whole) => {
+                self.worked = true;
+                return Some(whole.answer(&self.cx.store).into_frame());
+            }
             Pending::Call { call, .. } | Pending::Deal { call, .. } => {
                 (call, Err(BackendError::Panicked))
             }
@@ -461,9 +550,11 @@ impl Machine for Service {
     fn deadline(&self) -> Option<Now> {
         match self.state {
             State::Over(_) => None,
-            State::Hello(_) | State::Offer(_) | State::Chunks(_) | State::Calls(_) => {
-                Some(self.deadline_at())
-            }
+            State::Hello(_)
+            | State::Offer(_)
+            | State::Chunks(_)
+            | State::Calls(_)
+            | State::Runs(_) => Some(self.deadline_at()),
         }
     }
 

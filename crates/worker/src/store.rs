@@ -4,16 +4,21 @@
 //! that no connection uses stays until its place is needed; then the one unused for longest goes.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use larvatus_graph::trace::Recorded;
+use larvatus_graph::{Graph, ModelError};
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Program, WorkerModel};
+use larvatus_proto::receipt::{PublicKey, Signer};
 use larvatus_proto::wire::DecodeError;
 
 use crate::attention::Attention;
-use crate::backend::{Backend, BackendError, Loaded};
+use crate::backend::{Backend, BackendError, Loaded, LoadedGraph};
 use crate::limits::{Limits, TooMuch};
 use crate::queue::{Answer, Batches, Input, Queue};
+use crate::traces::Traces;
 
 /// A model ready for calls.
 pub struct Model {
@@ -68,6 +73,60 @@ impl std::fmt::Debug for Model {
     }
 }
 
+/// A whole graph ready for runs.
+pub struct HeldGraph {
+    digest: Digest,
+    program_bytes: usize,
+    total: u64,
+    graph: Arc<Graph>,
+    input_bytes: usize,
+    loaded: Box<dyn LoadedGraph>,
+}
+
+impl HeldGraph {
+    /// Its address.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Bytes of the graph in its upload.
+    pub fn program_bytes(&self) -> usize {
+        self.program_bytes
+    }
+
+    /// Bytes of its upload.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Bytes of its inputs.
+    pub fn input_bytes(&self) -> usize {
+        self.input_bytes
+    }
+
+    /// Runs it.
+    pub(crate) fn run(&self, input: &[u8]) -> Result<Recorded, BackendError> {
+        let work = || self.loaded.run(input);
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(BackendError::Panicked))
+    }
+}
+
+impl std::fmt::Debug for HeldGraph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "HeldGraph({}, {} bytes)",
+            self.digest,
+            self.loaded.bytes()
+        )
+    }
+}
+
 /// Why a store does not take a model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -95,6 +154,9 @@ pub enum StoreError {
     /// The upload is not the model that was named.
     #[error("upload is refused: {0}")]
     Upload(#[source] DecodeError),
+    /// The upload is not the graph that was named.
+    #[error("upload is refused: {0}")]
+    Graph(#[source] ModelError),
     /// The program asks for too much.
     #[error("program is refused: {0}")]
     Program(#[source] TooMuch),
@@ -125,6 +187,11 @@ pub struct Store {
     /// Held while a model is made ready, so that only one at a time is held several times over.
     loading: Mutex<()>,
     inner: Mutex<Inner>,
+    /// What runs of graphs are signed with.
+    signer: Option<Signer>,
+    traces: Traces,
+    /// Held by who runs a graph: one run at a time takes memory.
+    running: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -136,22 +203,69 @@ struct Inner {
 }
 
 struct Entry {
-    model: Arc<Model>,
+    model: Kind,
     bytes: u64,
     used: u64,
+}
+
+/// What an upload became.
+#[derive(Clone)]
+enum Kind {
+    Rounds(Arc<Model>),
+    Whole(Arc<HeldGraph>),
+}
+
+impl Kind {
+    /// Who holds it, this store included.
+    fn holders(&self) -> usize {
+        match self {
+            Self::Rounds(model) => Arc::strong_count(model),
+            Self::Whole(graph) => Arc::strong_count(graph),
+        }
+    }
 }
 
 impl Store {
     /// An empty store over an engine.
     pub fn new(backend: Box<dyn Backend>, limits: Limits) -> Arc<Self> {
-        let (loading, inner) = (Mutex::default(), Mutex::default());
-        Arc::new(Self {
+        Arc::new(Self::of(backend, limits, None))
+    }
+
+    /// An empty store of a worker that also runs whole graphs, and signs what they yield.
+    pub fn signing(backend: Box<dyn Backend>, limits: Limits, signer: Signer) -> Arc<Self> {
+        Arc::new(Self::of(backend, limits, Some(signer)))
+    }
+
+    fn of(backend: Box<dyn Backend>, limits: Limits, signer: Option<Signer>) -> Self {
+        Self {
+            traces: Traces::new(limits.traces, limits.trace_bytes),
             backend,
             limits,
             attention: Attention::default(),
-            loading,
-            inner,
-        })
+            loading: Mutex::default(),
+            inner: Mutex::default(),
+            signer,
+            running: Mutex::default(),
+        }
+    }
+
+    /// Runs a graph, one at a time of all that the store holds.
+    pub(crate) fn run(&self, graph: &HeldGraph, input: &[u8]) -> Result<Recorded, BackendError> {
+        let _one_at_a_time = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        graph.run(input)
+    }
+
+    /// The key that runs of graphs are signed with, if they are.
+    pub fn key(&self) -> Option<PublicKey> {
+        self.signer.as_ref().map(Signer::public)
+    }
+
+    pub(crate) fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Its limits.
@@ -184,12 +298,18 @@ impl Store {
 
     /// The model of this address, if it is held. It is not evicted while the caller keeps it.
     pub fn find(&self, digest: Digest) -> Option<Arc<Model>> {
-        let mut inner = self.inner();
-        inner.clock += 1;
-        let used = inner.clock;
-        let entry = inner.models.get_mut(&digest)?;
-        entry.used = used;
-        Some(Arc::clone(&entry.model))
+        match self.inner().find(digest)? {
+            Kind::Rounds(model) => Some(model),
+            Kind::Whole(_) => None,
+        }
+    }
+
+    /// The graph of this address, likewise.
+    pub fn find_graph(&self, digest: Digest) -> Option<Arc<HeldGraph>> {
+        match self.inner().find(digest)? {
+            Kind::Whole(graph) => Some(graph),
+            Kind::Rounds(_) => None,
+        }
     }
 
     /// Promises room for an upload; unused models make way.
@@ -251,19 +371,50 @@ impl Store {
         });
 
         tracing::info!(%digest, upload = total, memory = bytes, "model ready");
-        let mut inner = self.inner();
-        inner.make_room(bytes, &self.limits)?;
-        inner.clock += 1;
-        let used = inner.clock;
-        inner.models.insert(
-            digest,
-            Entry {
-                model: Arc::clone(&model),
-                bytes,
-                used,
-            },
-        );
+        let held = Kind::Rounds(Arc::clone(&model));
+        self.inner().insert(digest, held, bytes, &self.limits)?;
         Ok(model)
+    }
+
+    /// Turns a complete upload into a graph that all connections share.
+    ///
+    /// # Errors
+    /// As [`Store::admit`].
+    pub fn admit_graph(
+        &self,
+        reservation: Reservation,
+        blob: Vec<u8>,
+        program_bytes: usize,
+        digest: Digest,
+    ) -> Result<Arc<HeldGraph>, StoreError> {
+        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(graph) = self.find_graph(digest) {
+            return Ok(graph);
+        }
+        let upload = larvatus_graph::Model::from_blob(blob, program_bytes, digest);
+        let upload = upload.map_err(StoreError::Graph)?;
+        let graph = Arc::clone(upload.graph());
+        self.limits
+            .admit_graph(&graph)
+            .map_err(StoreError::Program)?;
+        let loaded = self.backend.load_graph(&upload);
+        let loaded = loaded.map_err(StoreError::Backend)?;
+        let (bytes, total) = (loaded.bytes(), upload.blob().len() as u64);
+        drop((upload, reservation));
+        let inputs = graph.inputs().iter().map(|input| input.spec.bytes());
+        let input_bytes = usize::try_from(inputs.sum::<u64>()).unwrap_or(usize::MAX);
+        let held = Arc::new(HeldGraph {
+            digest,
+            program_bytes,
+            total,
+            graph,
+            input_bytes,
+            loaded,
+        });
+        tracing::info!(%digest, upload = total, memory = bytes, "graph ready");
+        let kind = Kind::Whole(Arc::clone(&held));
+        self.inner().insert(digest, kind, bytes, &self.limits)?;
+        Ok(held)
     }
 
     /// No code that could panic runs while this is held, so a poisoned lock is a sound one.
@@ -279,6 +430,27 @@ impl std::fmt::Debug for Store {
 }
 
 impl Inner {
+    fn find(&mut self, digest: Digest) -> Option<Kind> {
+        self.clock += 1;
+        let entry = self.models.get_mut(&digest)?;
+        entry.used = self.clock;
+        Some(entry.model.clone())
+    }
+
+    fn insert(
+        &mut self,
+        digest: Digest,
+        model: Kind,
+        bytes: u64,
+        limits: &Limits,
+    ) -> Result<(), StoreError> {
+        self.make_room(bytes, limits)?;
+        self.clock += 1;
+        let used = self.clock;
+        self.models.insert(digest, Entry { model, bytes, used });
+        Ok(())
+    }
+
     /// Evicts unused models until one more of `bytes` fits, keeping those used last; evicts none
     /// where that would not do.
     fn make_room(&mut self, bytes: u64, limits: &Limits) -> Result<(), StoreError> {
@@ -287,7 +459,7 @@ impl Inner {
         let mut idle = Vec::new();
         for (digest, entry) in &self.models {
             // The first clone is made by `find`, under the lock: a count of one stays one.
-            if Arc::strong_count(&entry.model) == 1 {
+            if entry.model.holders() == 1 {
                 idle.push((entry.used, *digest, entry.bytes));
             } else {
                 used += entry.bytes;

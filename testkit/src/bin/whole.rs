@@ -111,10 +111,10 @@ fn row(
     let mut leaves: Vec<_> = units.iter().flat_map(|unit| graph.needs(*unit)).collect();
     leaves.sort_unstable();
     leaves.dedup();
-    let opening = recorded.open(&leaves)?;
+    let opening = recorded.open(&leaves, &[])?;
     let bytes = opening.encode().len();
     let start = Instant::now();
-    let opened = opening.verify(recorded.root(), graph.layout(), &leaves)?;
+    let opened = opening.verify(recorded.root(), graph.layout(), &leaves, &[])?;
     for unit in &units {
         whole.model().replay(*unit, &opened)?;
     }

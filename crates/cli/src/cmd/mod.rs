@@ -1,8 +1,10 @@
 //! The commands.
 
+mod audit;
 mod bench;
 mod calibrate;
 mod discover;
+mod judge;
 mod pair;
 mod plan;
 mod provision;
@@ -38,6 +40,12 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             println!("{}", parties::own_identity(args.file.as_deref())?.pin());
             Ok(Verdict::Accepted)
         }
+        Command::Audit(mut args) => {
+            known::resolve(&mut args.worker, &mut args.identity)?;
+            audit::run(&args)
+        }
+        Command::VerifyReceipt(args) => judge::verify_receipt(&args),
+        Command::Judge(args) => judge::judge(&args),
         Command::Bench(mut args) => {
             let Dealing {
                 dealer, identity, ..
@@ -108,6 +116,16 @@ impl Named {
             preset: Some(preset),
             policy: preset.policy(),
         })
+    }
+
+    /// That layers go to a worker one by one, where something takes that.
+    pub(crate) fn by_layer(&self, what: &str) -> Result<()> {
+        ensure!(
+            self.preset != Some(Preset::WholeAudited),
+            "--preset {} sends the whole network; {what} is for presets that send layers",
+            self.name
+        );
+        Ok(())
     }
 
     /// Whether a worker is called.

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use larvatus::audit::{Fraction, Terms};
 use larvatus::exact::{FloatNetwork, LocalTrace, local_work};
 use larvatus::model::Model;
 use larvatus::plan::{Estimate, Plan, Row};
-use larvatus::policy::Secrecy;
+use larvatus::policy::{Preset, Secrecy};
 use larvatus::store::Store;
 use larvatus::tensor::Tensor;
+use larvatus::whole::Whole;
 use serde_json::json;
 
 use super::bench::sample;
@@ -23,6 +25,12 @@ use crate::table::{bytes, count, shorten, table};
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     let named = Named::of(&args.job)?;
     let model = load(&args.job.model, &shapes(&args.job.shape)?)?;
+    if named.preset == Some(Preset::WholeAudited) {
+        if args.stored.store.is_some() {
+            named.by_layer("a store of tickets")?;
+        }
+        return whole(args, &named, &model);
+    }
     let plan = plan(&model, &named.policy)?;
     let stored = args.stored.store.as_deref();
     let stored = stored
@@ -173,6 +181,50 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             forecast.local_ms
         );
     }
+    Ok(Verdict::Accepted)
+}
+
+/// The same of a whole network: there are no layers to place, but units to audit.
+fn whole(args: &Args, named: &Named, model: &Model) -> Result<Verdict> {
+    let whole = Whole::new(model, &named.policy)?;
+    let fraction = Fraction::new(args.audit).context("--audit is not above 0 and at most 1")?;
+    let terms = Terms::new(whole.model().clone(), fraction)?;
+    let graph = whole.model().graph();
+    let units = graph.unit_count();
+    if args.json {
+        let report = json!({
+            "model": model.digest().to_string(),
+            "plan": terms.plan().to_string(),
+            "preset": named.name,
+            "graph": whole.model().digest().to_string(),
+            "nodes": graph.nodes().len(),
+            "units": units,
+            "macs": graph.cost(),
+            "trace_bytes": graph.trace_bytes(),
+            "upload_bytes": whole.model().blob().len(),
+            "fraction": fraction.part(),
+            "alpha": terms.alpha(),
+            "undetected_one": terms.undetected(1),
+            "input_privacy": "none",
+            "weight_privacy": "none",
+            "round_trips": 1,
+            "guarantee": terms.sentence(),
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(Verdict::Accepted);
+    }
+    println!(
+        "{} nodes, {} multiplications, at the worker in one round trip; weights {} once",
+        graph.nodes().len(),
+        count(graph.cost()),
+        bytes(whole.model().blob().len() as u64)
+    );
+    println!(
+        "a trace of {} in {units} units, α = {:.4}",
+        bytes(graph.trace_bytes()),
+        terms.alpha()
+    );
+    println!("guarantee: {}", terms.sentence());
     Ok(Verdict::Accepted)
 }
 

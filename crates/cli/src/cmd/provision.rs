@@ -20,6 +20,7 @@ use crate::table::bytes;
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     let named = Named::of(&args.job)?;
+    named.by_layer("a store of tickets")?;
     ensure!(
         named.offloads(),
         "--preset {} sends nothing away, so it needs no tickets",

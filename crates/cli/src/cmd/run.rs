@@ -21,7 +21,7 @@ use crate::driver::{Lie, Manner, Outcome, Rescue, drive, millis, next_here};
 use crate::feed::{Camera, Feed, Kept};
 use crate::memory::Memory;
 use crate::parties::Parties;
-use crate::report::{Bytes, Cpu, Frames, Report, Single, Tickets, VerdictField};
+use crate::report::{AuditField, Bytes, Cpu, Frames, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
 use crate::store;
 use crate::table::{bytes, table};
@@ -29,6 +29,7 @@ use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
+mod whole;
 
 /// Everything a run yields, whoever computed it.
 struct Results {
@@ -64,6 +65,22 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let (names, inputs) = read_inputs(args, &model)?;
     let camera = camera(args)?;
     let outputs = model.outputs().to_vec();
+    if named.preset == Some(Preset::WholeAudited) {
+        ensure!(
+            camera.is_none() && args.deadline.is_none() && !args.finish_locally,
+            "--frames, --deadline and --finish-locally are for presets that send layers"
+        );
+        let names = Names {
+            inputs: names,
+            outputs,
+            labels,
+        };
+        return whole::run(args, &named, &parties, &model, &inputs, names);
+    }
+    ensure!(
+        args.auditing.audit_dir.is_none() && args.auditing.worker_key.is_none(),
+        "--audit-dir and --worker-key are for --preset whole-audited"
+    );
     let mut report;
     let results;
     let mut lie = None;
@@ -509,6 +526,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         layers: Vec::new(),
         worker: None,
         tickets: None,
+        audit: None,
         frames: None,
         finished_here: 0,
         inferences: Vec::new(),
@@ -559,6 +577,36 @@ fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Po
     }
 }
 
+/// A probability with the digits that it needs.
+fn chance(p: f64) -> String {
+    if p >= 1e-3 || p == 0.0 {
+        format!("{p:.4}")
+    } else {
+        format!("{p:.1e}")
+    }
+}
+
+fn print_audit(audit: &AuditField) {
+    println!(
+        "audit: {} of {} units each (α = {:.4}); a wrong run is missed with at most {:.4}, all {} of them with at most {}",
+        (audit.alpha * audit.units as f64).round(),
+        audit.units,
+        audit.alpha,
+        audit.undetected_one,
+        audit.records.len(),
+        chance(audit.undetected_all)
+    );
+    let done = audit.settled + audit.rejected + audit.worker_failed;
+    match done {
+        0 => println!(
+            "records in {}: provisional until `larvatus audit {} --worker ADDR` settles them",
+            audit.folder, audit.folder
+        ),
+        _ => println!("records in {}: {} settled", audit.folder, audit.settled),
+    }
+    println!("worker signs with {}", audit.worker_key);
+}
+
 fn print_costs(report: &Report, inferences: usize) {
     let runs = if inferences > 1 {
         format!(" for {inferences}")
@@ -594,5 +642,8 @@ fn print_costs(report: &Report, inferences: usize) {
         );
     }
     println!("{}", report.memory.sentence());
+    if let Some(audit) = &report.audit {
+        print_audit(audit);
+    }
     println!("guarantee: {}", report.guarantee);
 }

@@ -12,7 +12,8 @@ use larvatus_host::discovery::Announcement;
 use larvatus_host::load::{Others, Source, System};
 use larvatus_host::pump::Options;
 use larvatus_host::tls::Identity;
-use larvatus_host::{Address, Clock, Listener, Pin, serve};
+use larvatus_host::{Address, Clock, Listener, Pin, entropy, serve};
+use larvatus_proto::receipt::Signer;
 use larvatus_worker::cpu::Cpu;
 use larvatus_worker::{Attention, Backend, Limits, Service, Store};
 
@@ -41,10 +42,16 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     let name = backend.name();
     let limits = Limits {
         store_bytes: args.memory << 20,
+        trace_bytes: args.trace_memory << 20,
         ..Limits::default()
     };
     let connections = limits.connections;
-    let store = Store::new(Box::new(backend), limits);
+    let backend = Box::new(backend);
+    let store = match role {
+        Role::Worker => Store::signing(backend, limits, signer(args)?),
+        Role::Dealer => Store::new(backend, limits),
+    };
+    let key = store.key();
     if let Some(most) = args.max_load {
         let source = System::new(&args.load_from);
         watch(most, source, store.attention().clone())
@@ -64,10 +71,12 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         Role::Worker => "worker",
         Role::Dealer => "dealer",
     };
+    let key = key.map(|key| format!(", receipt key {key}"));
     println!(
-        "{what} on {}: {name}, {} MiB for models",
+        "{what} on {}: {name}, {} MiB for models{}",
         listener.address(),
-        args.memory
+        args.memory,
+        key.unwrap_or_default()
     );
     let announced = args
         .announce
@@ -100,6 +109,24 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         let _ = std::fs::remove_dir(folder);
     }
     Ok(Verdict::Accepted)
+}
+
+/// The key that whole runs are signed with. A worker that its caller started, or that has no place for a key, signs with one
+/// that goes with it.
+fn signer(args: &Args) -> Result<Signer> {
+    if args.receipt_key.is_none() && args.until_stdin_ends {
+        return Ok(Signer::new(entropy()?));
+    }
+    let kept = parties::receipt_key(args.receipt_key.as_deref(), "worker-receipt.key");
+    match &args.receipt_key {
+        None if kept.is_err() => {
+            eprintln!(
+                "larvatus: no place for a receipt key; this process signs with one of its own"
+            );
+            Ok(Signer::new(entropy()?))
+        }
+        _ => kept,
+    }
 }
 
 /// Over TLS: as whom it listens, and whom it serves.

@@ -45,6 +45,7 @@ impl Folder {
         command
             .args(args)
             .env("TMPDIR", self.tmp())
+            .env("XDG_CONFIG_HOME", self.0.join("config"))
             .env_remove("RUST_BACKTRACE")
             .env_remove("LARVATUS_LOG")
             .stdin(Stdio::null());

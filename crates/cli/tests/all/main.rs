@@ -1,5 +1,6 @@
 //! The command line as its users meet it: the real binary, real processes, real sockets.
 
+mod auditing;
 mod bench;
 mod calibrate;
 mod camera;

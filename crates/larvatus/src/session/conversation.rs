@@ -190,6 +190,13 @@ impl Conversation {
             (_, Reply::Failed { call: _, message }) => {
                 return Err(WorkerFailed::Refused { message }.into());
             }
+            (_, Reply::Signs { .. } | Reply::Ran { .. } | Reply::Opened { .. }) => {
+                return Err(WorkerMisbehaved::OutOfTurn {
+                    message: "a word on a whole graph",
+                    awaited: self.awaited(),
+                }
+                .into());
+            }
             (State::Welcome(_), Reply::Welcome { version, name }) => {
                 if version != VERSION {
                     return Err(WorkerFailed::Version {
@@ -244,7 +251,11 @@ impl Conversation {
                     Reply::Want { .. } => "a wish for the model",
                     Reply::Ready { .. } => "ready",
                     Reply::Answer { .. } => "an answer",
-                    Reply::Welcome { .. } | Reply::Failed { .. } => "a reply",
+                    Reply::Welcome { .. }
+                    | Reply::Failed { .. }
+                    | Reply::Signs { .. }
+                    | Reply::Ran { .. }
+                    | Reply::Opened { .. } => "a reply",
                 };
                 return Err(WorkerMisbehaved::OutOfTurn {
                     message,

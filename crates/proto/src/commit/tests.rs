@@ -1,6 +1,7 @@
 //! Trees against their definition, and every way in which an opening must be refused.
 
 use super::*;
+use crate::wire::DecodeError;
 
 /// A small generator of reproducible bytes.
 struct Chance(u64);
@@ -42,7 +43,7 @@ fn bytes_of(trace: &Trace, leaf: LeafId, length: usize) -> Vec<u8> {
 
 fn open(trace: &Trace, leaves: &[LeafId]) -> Opening {
     let read = |leaf, length| bytes_of(trace, leaf, length);
-    commit(trace).open(leaves, read).unwrap()
+    commit(trace).open(leaves, &[], read).unwrap()
 }
 
 fn id(tensor: u32, leaf: u32) -> LeafId {
@@ -183,9 +184,11 @@ fn every_choice_of_leaves_opens() {
         let asked: Vec<LeafId> = chosen.map(|(_, &leaf)| leaf).collect();
         let opening = open(&trace, &asked);
         let encoded = opening.encode();
-        let decoded = Opening::decode(&layout, every.len(), &encoded).unwrap();
+        let decoded = Opening::decode(&layout, every.len(), &[], &encoded).unwrap();
         assert_eq!((decoded.encode(), &decoded), (encoded, &opening));
-        let opened = decoded.verify(commitment.root(), &layout, &asked).unwrap();
+        let opened = decoded
+            .verify(commitment.root(), &layout, &asked, &[])
+            .unwrap();
         for &leaf in &every {
             let (length, _) = layout.place(leaf).unwrap();
             let expected = asked
@@ -195,6 +198,110 @@ fn every_choice_of_leaves_opens() {
         }
         assert!(opened.leaves().map(|(leaf, _)| leaf).eq(asked));
     }
+}
+
+#[test]
+fn what_is_known_is_not_sent_and_must_be_right() {
+    let mut chance = Chance(9);
+    let trace: Trace = [5 * LEAF, 10, 2 * LEAF, 3]
+        .map(|length| chance.bytes(length))
+        .into();
+    let (layout, commitment) = (layout(&trace), commit(&trace));
+    let root = commitment.root();
+    let of = |leaf: LeafId| bytes_of(&trace, leaf, layout.place(leaf).unwrap().0);
+    for _ in 0..300 {
+        let (mut asked, mut known) = (vec![], vec![]);
+        for leaf in all(&layout) {
+            match chance.below(3) {
+                0 => asked.push(leaf),
+                1 => known.push(leaf),
+                _ => {}
+            }
+        }
+        if asked.is_empty() && known.is_empty() {
+            continue;
+        }
+        let read = |leaf, _| of(leaf);
+        let opening = commitment.open(&asked, &known, read).unwrap();
+        let encoded = opening.encode();
+        let expected = Opening::encoded_bytes(&layout, &asked, &known);
+        assert_eq!(Ok(encoded.len()), expected);
+        assert_eq!(
+            Opening::decode(&layout, 9, &known, &encoded),
+            Ok(opening.clone())
+        );
+        let bytes: Vec<_> = known.iter().map(|&leaf| of(leaf)).collect();
+        let own: Vec<(LeafId, &[u8])> = known
+            .iter()
+            .zip(&bytes)
+            .map(|(leaf, bytes)| (*leaf, bytes.as_slice()))
+            .collect();
+        let opened = opening.clone().verify(root, &layout, &asked, &own).unwrap();
+        let mut both = [asked.as_slice(), &known].concat();
+        both.sort_unstable();
+        assert!(opened.leaves().map(|(leaf, _)| leaf).eq(both.clone()));
+
+        // Some of these alone, as the worker itself would have opened them.
+        let some: Vec<LeafId> = both
+            .iter()
+            .copied()
+            .filter(|_| chance.below(2) == 0)
+            .collect();
+        if !some.is_empty() {
+            let narrow = opened.narrow(&layout, &some).unwrap();
+            assert_eq!(narrow, commitment.open(&some, &[], read).unwrap());
+            assert!(narrow.verify(root, &layout, &some, &[]).is_ok());
+        }
+        let absent = all(&layout).into_iter().find(|leaf| !both.contains(leaf));
+        if let Some(leaf) = absent {
+            let refused = opened.narrow(&layout, &[leaf]);
+            assert_eq!(refused, Err(CommitError::NoLeaf { leaf }));
+        }
+
+        // Another byte of a known leaf leads elsewhere.
+        if let Some((leaf, bytes)) = own.first() {
+            let mut other = bytes.to_vec();
+            other[0] ^= 1;
+            let mut changed = own.clone();
+            changed[0] = (*leaf, &other);
+            let refused = opening.verify(root, &layout, &asked, &changed);
+            assert!(
+                matches!(refused, Err(OpenError::Root { .. })),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_leaf_is_asked_for_or_known_not_both() {
+    let mut chance = Chance(10);
+    let trace = sample(&mut chance);
+    let commitment = commit(&trace);
+    let one = [id(0, 0)];
+    let read = |_, _| vec![];
+    assert_eq!(commitment.open(&one, &one, read), Err(CommitError::Order));
+    assert_eq!(commitment.open(&[], &[], read), Err(CommitError::Order));
+    let unsorted = [id(1, 0), id(0, 0)];
+    assert_eq!(
+        commitment.open(&[], &unsorted, read),
+        Err(CommitError::Order)
+    );
+}
+
+#[test]
+fn ranges_are_covered_by_the_leaves_that_hold_them() {
+    let mut chance = Chance(11);
+    let layout = layout(&sample(&mut chance));
+    let leaf = LEAF as u64;
+    assert_eq!(layout.covering(1, 0..1), Ok(vec![id(1, 0)]));
+    let middle = layout.covering(1, leaf - 1..leaf + 1);
+    assert_eq!(middle, Ok(vec![id(1, 0), id(1, 1)]));
+    assert_eq!(layout.covering(1, leaf..2 * leaf), Ok(vec![id(1, 1)]));
+    assert_eq!(layout.covering(1, 7..7), Ok(vec![]));
+    let beyond = layout.covering(2, leaf..2 * leaf + 1);
+    assert_eq!(beyond, Err(CommitError::NoLeaf { leaf: id(2, 2) }));
+    assert_eq!(layout.bytes_of(id(2, 1)), Ok(1));
 }
 
 #[test]
@@ -217,7 +324,7 @@ fn any_changed_byte_of_a_leaf_or_digest_is_another_root() {
     let asked = [id(1, 0), id(1, 2), id(3, 0)];
     let opening = open(&trace, &asked);
     let assert_refused = |changed: Opening| {
-        let refused = changed.verify(root, &layout, &asked);
+        let refused = changed.verify(root, &layout, &asked, &[]);
         let Err(OpenError::Root { expected, got }) = refused else {
             panic!("{refused:?}");
         };
@@ -247,7 +354,7 @@ fn tricks_with_the_tree_are_refused() {
     let (own, commitment) = (layout(&trace), commit(&trace));
     let root = commitment.root();
     let refused = |opening: Opening, layout: &Layout, asked: &[LeafId]| {
-        opening.verify(root, layout, asked).unwrap_err()
+        opening.verify(root, layout, asked, &[]).unwrap_err()
     };
     let is_root = |error| matches!(error, OpenError::Root { expected, .. } if expected == root);
 
@@ -410,7 +517,7 @@ fn other_encodings_are_refused() {
     let trace = sample(&mut chance);
     let layout = layout(&trace);
     let encoded = open(&trace, &[id(2, 1), id(3, 0)]).encode();
-    let decode = |bytes: &[u8]| Opening::decode(&layout, 3, bytes);
+    let decode = |bytes: &[u8]| Opening::decode(&layout, 3, &[], bytes);
     for cut in [0, 3, 4, 19, 20, encoded.len() - 33, encoded.len() - 1] {
         let refused = decode(&encoded[..cut]);
         let truncated = matches!(refused, Err(DecodeError::Truncated { .. }));
@@ -423,10 +530,10 @@ fn other_encodings_are_refused() {
         limit: 1,
         got: 2,
     });
-    assert_eq!(Opening::decode(&layout, 1, &encoded), too_many);
+    assert_eq!(Opening::decode(&layout, 1, &[], &encoded), too_many);
     let mut huge = encoded.clone();
     huge[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-    let refused = Opening::decode(&layout, usize::MAX, &huge);
+    let refused = Opening::decode(&layout, usize::MAX, &[], &huge);
     assert!(matches!(refused, Err(DecodeError::Truncated { .. })));
     let unordered = |first: LeafId, second: LeafId| {
         let mut bytes = encoded.clone();
@@ -482,12 +589,12 @@ fn ten_thousand_mutations_prove_nothing() {
                 break;
             }
         }
-        let Ok(opening) = Opening::decode(&layout, 4, &bytes) else {
+        let Ok(opening) = Opening::decode(&layout, 4, &[], &bytes) else {
             continue;
         };
         decoded += 1;
         assert_eq!(opening.encode(), bytes, "one form");
-        let verified = opening.verify(root, &layout, &asked);
+        let verified = opening.verify(root, &layout, &asked, &[]);
         assert_eq!(verified.is_ok(), bytes == original);
     }
     assert!(decoded > 1000, "{decoded} reached the verifier");

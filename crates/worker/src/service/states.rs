@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
+use larvatus_graph::Graph;
+use larvatus_graph::encode::MAX_GRAPH;
 use larvatus_proto::digest::Digest;
-use larvatus_proto::frame::{CHUNK, Reply, Seed};
+use larvatus_proto::frame::{CHUNK, Reply, Run, Seed};
+use larvatus_proto::order::Summons;
 use larvatus_proto::program::{MAX_PROGRAM, Program, Round};
 use larvatus_proto::wire::DecodeError;
 use larvatus_proto::words::Words;
 
+use larvatus_proto::receipt::SIGNATURE;
+
 use super::deal::Pads;
+use super::whole::AwaitRuns;
 use super::{Context, Pending, Refused, Role};
 use crate::backend::BackendError;
 use crate::store::{Model, Reservation};
@@ -20,7 +26,42 @@ pub(super) enum State {
     Offer(AwaitOffer),
     Chunks(AwaitChunks),
     Calls(AwaitCalls),
+    Runs(AwaitRuns),
     Over(Over),
+}
+
+/// What an upload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Linear layers that are called round by round.
+    Program,
+    /// A whole network.
+    Graph,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Program => "a program",
+            Self::Graph => "a whole graph",
+        }
+    }
+}
+
+/// What a peer offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) kind: Kind,
+    pub(super) model: Digest,
+    /// Bytes of the program or graph at the front.
+    pub(super) program: u32,
+    pub(super) total: u64,
+}
+
+impl Offer {
+    fn program_bytes(&self) -> usize {
+        usize::try_from(self.program).unwrap_or(usize::MAX)
+    }
 }
 
 /// Nothing was said yet.
@@ -34,9 +75,7 @@ pub(super) struct AwaitOffer;
 /// A model is offered whose upload is incomplete.
 #[derive(Debug)]
 pub(super) struct AwaitChunks {
-    model: Digest,
-    program: u32,
-    total: u64,
+    offer: Offer,
     blob: Vec<u8>,
     /// Whether the program has come and was found acceptable.
     program_seen: bool,
@@ -58,21 +97,23 @@ impl State {
     pub(super) fn greeted(self) -> Self {
         match self {
             Self::Hello(AwaitHello) => Self::Offer(AwaitOffer),
-            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) | Self::Over(_) => self,
+            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) | Self::Runs(_) | Self::Over(_) => {
+                self
+            }
         }
     }
 
-    pub(super) fn offer(self, cx: &mut Context, model: Digest, program: u32, total: u64) -> Self {
+    pub(super) fn offer(self, cx: &mut Context, offer: Offer) -> Self {
         match self {
             Self::Hello(_) => {
                 cx.fail(None, &Refused::NoHello);
                 self
             }
-            Self::Chunks(state) if state.is_for(model, program, total) => state.want(cx),
-            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) => {
+            Self::Chunks(state) if state.offer == offer => state.want(cx),
+            Self::Offer(_) | Self::Chunks(_) | Self::Calls(_) | Self::Runs(_) => {
                 // What was offered before is let go first, so that it can make room.
                 drop(self);
-                match AwaitOffer::offer(cx, model, program, total) {
+                match AwaitOffer::offer(cx, offer) {
                     Ok(state) => state,
                     Err(why) => {
                         cx.fail(None, &why);
@@ -102,8 +143,49 @@ impl State {
                 }
             },
             Self::Calls(state) => state.ready(cx),
+            Self::Runs(state) => state.ready(cx),
             Self::Over(_) => self,
         }
+    }
+
+    pub(super) fn run(self, cx: &mut Context, run: Run) -> Self {
+        let call = run.call;
+        self.of_graph(cx, call, "a run", |state, cx| state.run(cx, run))
+    }
+
+    pub(super) fn open(
+        self,
+        cx: &mut Context,
+        call: u64,
+        summons: Summons,
+        signature: &[u8; SIGNATURE],
+    ) -> Self {
+        let open = |state: &AwaitRuns, cx: &mut Context| state.open(cx, call, summons, signature);
+        self.of_graph(cx, call, "an opening", open)
+    }
+
+    /// Does what takes a graph, or says that there is none.
+    fn of_graph(
+        self,
+        cx: &mut Context,
+        call: u64,
+        asked: &'static str,
+        work: impl FnOnce(&AwaitRuns, &mut Context) -> Result<(), Refused>,
+    ) -> Self {
+        let refused = match &self {
+            Self::Runs(state) => work(state, cx),
+            Self::Calls(_) => Err(Refused::OtherKind {
+                asked,
+                offered: Kind::Program.name(),
+            }),
+            Self::Hello(_) | Self::Offer(_) | Self::Chunks(_) | Self::Over(_) => {
+                return self.compute(cx, call, |_, _| Ok(()));
+            }
+        };
+        if let Err(why) = refused {
+            cx.fail(Some(call), &why);
+        }
+        self
     }
 
     pub(super) fn call(self, cx: &mut Context, call: u64, round: u32, words: Words) -> Self {
@@ -141,9 +223,13 @@ impl State {
             Self::Offer(_) => Err(Refused::NoOffer),
             Self::Chunks(state) => Err(Refused::Incomplete {
                 got: state.got(),
-                total: state.total,
+                total: state.offer.total,
             }),
             Self::Calls(state) => work(state, cx),
+            Self::Runs(_) => Err(Refused::OtherKind {
+                asked: "a round",
+                offered: Kind::Graph.name(),
+            }),
             Self::Over(_) => Ok(()),
         };
         if let Err(why) = refused {
@@ -154,25 +240,54 @@ impl State {
 }
 
 impl AwaitOffer {
-    fn offer(cx: &mut Context, model: Digest, program: u32, total: u64) -> Result<State, Refused> {
-        cx.takes_new_work()?;
-        let sizes = Refused::OfferSizes { program, total };
-        let program_bytes = usize::try_from(program).unwrap_or(usize::MAX);
-        if program == 0 || program_bytes > MAX_PROGRAM || u64::from(program) > total {
-            return Err(sizes);
-        }
-        if let Some(held) = cx.store.find(model) {
-            if held.program_bytes() != program_bytes || held.total() != total {
-                return Err(sizes);
-            }
-            return Ok(AwaitCalls::new(held).ready(cx));
-        }
-        let room = cx.store.reserve(total)?;
-        let blob = Vec::new();
-        Ok(AwaitChunks {
+    fn offer(cx: &mut Context, offer: Offer) -> Result<State, Refused> {
+        let Offer {
+            kind,
             model,
             program,
             total,
+        } = offer;
+        // A graph that is held may be offered for openings of runs that are over.
+        if kind == Kind::Program {
+            cx.takes_new_work()?;
+        }
+        let sizes = Refused::OfferSizes { program, total };
+        let program_bytes = offer.program_bytes();
+        let most = match kind {
+            Kind::Program => MAX_PROGRAM,
+            Kind::Graph => MAX_GRAPH,
+        };
+        if program == 0 || program_bytes > most || u64::from(program) > total {
+            return Err(sizes);
+        }
+        let same = |program: usize, held: u64| program == program_bytes && held == total;
+        match kind {
+            Kind::Program => {
+                if let Some(held) = cx.store.find(model) {
+                    if !same(held.program_bytes(), held.total()) {
+                        return Err(sizes);
+                    }
+                    return Ok(AwaitCalls::new(held).ready(cx));
+                }
+            }
+            Kind::Graph => {
+                if cx.role == Role::Dealer {
+                    return Err(Refused::OnlyDeals);
+                }
+                let key = cx.store.key().ok_or(Refused::NoKey)?;
+                if let Some(held) = cx.store.find_graph(model) {
+                    if !same(held.program_bytes(), held.total()) {
+                        return Err(sizes);
+                    }
+                    return Ok(AwaitRuns::new(held, key).ready(cx));
+                }
+            }
+        }
+        cx.takes_new_work()?;
+        let room = cx.store.reserve(total)?;
+        let blob = Vec::new();
+        Ok(AwaitChunks {
+            offer,
             blob,
             program_seen: false,
             room,
@@ -182,17 +297,13 @@ impl AwaitOffer {
 }
 
 impl AwaitChunks {
-    fn is_for(&self, model: Digest, program: u32, total: u64) -> bool {
-        (self.model, self.program, self.total) == (model, program, total)
-    }
-
     fn got(&self) -> u64 {
         self.blob.len() as u64
     }
 
     fn want(self, cx: &mut Context) -> State {
         cx.reply(Reply::Want {
-            model: self.model,
+            model: self.offer.model,
             from: self.got(),
         });
         State::Chunks(self)
@@ -202,7 +313,7 @@ impl AwaitChunks {
         if offset != self.got() || bytes.is_empty() {
             return Ok(self.want(cx));
         }
-        let left = self.total - self.got();
+        let left = self.offer.total - self.got();
         if bytes.len() as u64 > left {
             return Err(Refused::PastEnd {
                 left,
@@ -211,26 +322,34 @@ impl AwaitChunks {
         }
         self.append(bytes)?;
         self.look_at_program(cx)?;
-        if self.got() < self.total {
+        if self.got() < self.offer.total {
             return Ok(State::Chunks(self));
         }
         let Self {
-            model,
-            program,
-            blob,
-            room,
-            ..
+            offer, blob, room, ..
         } = self;
-        let program_bytes = usize::try_from(program).unwrap_or(usize::MAX);
-        let model = cx.store.admit(room, blob, program_bytes, model)?;
-        Ok(AwaitCalls::new(model).ready(cx))
+        let program_bytes = offer.program_bytes();
+        match offer.kind {
+            Kind::Program => {
+                let model = cx.store.admit(room, blob, program_bytes, offer.model)?;
+                Ok(AwaitCalls::new(model).ready(cx))
+            }
+            Kind::Graph => {
+                let key = cx.store.key().ok_or(Refused::NoKey)?;
+                let graph = cx
+                    .store
+                    .admit_graph(room, blob, program_bytes, offer.model)?;
+                Ok(AwaitRuns::new(graph, key).ready(cx))
+            }
+        }
     }
 
     /// Memory follows what has arrived, at most twice that and a chunk.
     fn append(&mut self, bytes: &[u8]) -> Result<(), Refused> {
-        let no_memory = Refused::Memory { total: self.total };
+        let total = self.offer.total;
+        let no_memory = Refused::Memory { total };
         if self.blob.capacity() - self.blob.len() < bytes.len() {
-            let left = usize::try_from(self.total - self.got()).map_err(|_| no_memory.clone())?;
+            let left = usize::try_from(total - self.got()).map_err(|_| no_memory.clone())?;
             let more = left.min(self.blob.len().max(CHUNK));
             self.blob.try_reserve_exact(more).map_err(|_| no_memory)?;
         }
@@ -238,25 +357,38 @@ impl AwaitChunks {
         Ok(())
     }
 
-    /// Refuses a program as soon as it has come, before its weights.
+    /// Refuses a program or graph as soon as it has come, before its weights.
     fn look_at_program(&mut self, cx: &Context) -> Result<(), Refused> {
-        let program_bytes = usize::try_from(self.program).unwrap_or(usize::MAX);
+        let Offer {
+            kind,
+            program,
+            total,
+            ..
+        } = self.offer;
         let Some(encoded) = self
             .blob
-            .get(..program_bytes)
+            .get(..self.offer.program_bytes())
             .filter(|_| !self.program_seen)
         else {
             return Ok(());
         };
-        let program = Program::decode(encoded).map_err(Refused::Program)?;
-        cx.store
-            .limits()
-            .admit(&program)
-            .map_err(Refused::TooMuch)?;
-        let expected = u64::from(self.program).saturating_add(program.weight_bytes());
-        if expected != self.total {
+        let limits = cx.store.limits();
+        let weights = match kind {
+            Kind::Program => {
+                let program = Program::decode(encoded).map_err(Refused::Program)?;
+                limits.admit(&program).map_err(Refused::TooMuch)?;
+                program.weight_bytes()
+            }
+            Kind::Graph => {
+                let graph = Graph::decode(encoded).map_err(Refused::Graph)?;
+                limits.admit_graph(&graph).map_err(Refused::TooMuch)?;
+                graph.weight_bytes()
+            }
+        };
+        let expected = u64::from(program).saturating_add(weights);
+        if expected != total {
             let what = "bytes of the upload";
-            let got = self.total;
+            let got = total;
             return Err(Refused::Program(DecodeError::Inconsistent {
                 what,
                 expected,

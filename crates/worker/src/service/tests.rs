@@ -1,5 +1,6 @@
 mod batching;
 mod dealing;
+mod whole;
 
 use larvatus_kernels::linear::{MatMul, Shape, Weights};
 use larvatus_proto::digest::Digest;
