@@ -115,6 +115,9 @@ pub enum Refused {
     /// A deal where only calls are served.
     #[error("this is a worker, it deals nothing; `larvatus dealer` does")]
     OnlyCalls,
+    /// A deal for a program in floats, which has no pads in the field.
+    #[error("this program computes with floats, a dealer's pads are field elements")]
+    FloatPads,
     /// The program has more uploads than streams have names for.
     #[error(
         "upload {got} of a program whose pads can be numbered up to {}",
