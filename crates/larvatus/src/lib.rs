@@ -11,6 +11,7 @@
 //! * [`store`]: tickets made ahead and kept on a disk that is not trusted to keep quiet,
 //! * [`session`]: many inferences with one worker, as a state machine without sockets or clocks,
 //! * [`exact`]: the same network, all of it here,
+//! * [`faithful`]: a mode that masks with floats and leaks, to be compared with,
 //! * [`error`]: what can go wrong, split by whose fault it is.
 //!
 //! Load, plan, run, and print what is guaranteed, with a worker in the same process:
@@ -47,6 +48,7 @@ mod engine;
 mod equations;
 pub mod error;
 pub mod exact;
+pub mod faithful;
 mod inference;
 pub mod model;
 pub mod plan;

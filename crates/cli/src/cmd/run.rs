@@ -14,7 +14,7 @@ use larvatus::store::Store;
 use larvatus::tensor::Tensor;
 use larvatus_host::thread_cpu;
 
-use super::{Named, load, nothing_pays, plan, shapes};
+use super::{Named, floats, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
 use crate::driver::{Lie, Manner, Outcome, drive, millis};
@@ -28,6 +28,7 @@ use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
+mod in_floats;
 
 /// Everything a run yields, whoever computed it.
 struct Results {
@@ -39,6 +40,9 @@ struct Results {
 }
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
+    if let Some(demand) = floats(&args.job)? {
+        return in_floats::run(args, &demand);
+    }
     let named = Named::of(&args.job)?;
     ensure!(
         args.dump_layers.is_none() || named.preset == Some(Preset::LocalExact),
@@ -371,18 +375,7 @@ fn split(
         ..Settings::default()
     };
     let two = plan.policy().secrecy() == Secrecy::TwoWorkers;
-    let own: Vec<OwnWorker> = match (args.worker.len(), two) {
-        (0, false) => vec![OwnWorker::start(None)?],
-        (0, true) if args.dealing.danger_local_workers => {
-            vec![OwnWorker::start(None)?, OwnWorker::start(None)?]
-        }
-        (0 | 1, true) => bail!(
-            "{} needs two workers of different parties, --worker tls://HOST:PORT#PIN twice; \
-             to try it out, --danger-local-workers starts two here",
-            args.job.preset
-        ),
-        _ => Vec::new(),
-    };
+    let own = own_workers(args, two)?;
     let started: Vec<String> = own.iter().map(OwnWorker::address).collect();
     let workers = match started.is_empty() {
         true => &args.worker,
@@ -394,6 +387,22 @@ fn split(
         ahead: false,
     };
     drive(plan, workers, parties, store, inputs, &manner)
+}
+
+/// The workers that are started here, where the command line names none.
+fn own_workers(args: &Args, two: bool) -> Result<Vec<OwnWorker>> {
+    Ok(match (args.worker.len(), two) {
+        (0, false) => vec![OwnWorker::start(None)?],
+        (0, true) if args.dealing.danger_local_workers => {
+            vec![OwnWorker::start(None)?, OwnWorker::start(None)?]
+        }
+        (0 | 1, true) => bail!(
+            "{} needs two workers of different parties, --worker tls://HOST:PORT#PIN twice; \
+             to try it out, --danger-local-workers starts two here",
+            args.job.preset
+        ),
+        _ => Vec::new(),
+    })
 }
 
 fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
@@ -445,6 +454,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         layers: Vec::new(),
         worker: None,
         tickets: None,
+        floats: None,
         inferences: Vec::new(),
     }
 }
@@ -524,5 +534,8 @@ fn print_costs(report: &Report, inferences: usize) {
         );
     }
     println!("{}", report.memory.sentence());
+    if let Some(floats) = &report.floats {
+        floats.print();
+    }
     println!("guarantee: {}", report.guarantee);
 }
