@@ -67,7 +67,7 @@ pub(crate) struct Floats {
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub(crate) mask_times: u32,
     /// The same of the masks that share the weights between two workers.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = 16, value_name = "N")]
     pub(crate) weight_mask_times: u32,
     /// The share of answers in floats that are recomputed later.
     #[arg(long, default_value_t = 0.05, value_name = "FRACTION")]

@@ -5,6 +5,7 @@ mod calibrate;
 mod common;
 mod dealing;
 mod failures;
+mod floats;
 mod liars;
 mod onnx;
 mod plan;

@@ -33,7 +33,7 @@ pub(super) struct Unit {
 
 enum Draw {
     Fresh {
-        key: Key,
+        key: Box<Key>,
         inference: u64,
         upload: u16,
     },
@@ -120,7 +120,7 @@ impl Maker {
         let numbered = round.uploads.iter().zip(round.first_upload..);
         let units: Vec<Unit> = numbered
             .map(|(upload, number)| {
-                let key = Key::new(*seed);
+                let key = Box::new(Key::new(*seed));
                 let elements = upload.elements();
                 let draw = match self.source {
                     MaskSource::Fresh => Draw::Fresh {
@@ -271,7 +271,7 @@ mod tests {
         for value in [0.0, 0.7, -1.0] {
             let unit = Unit {
                 draw: Draw::Fresh {
-                    key: Key::new([9; 32]),
+                    key: Box::new(Key::new([9; 32])),
                     inference: 0,
                     upload: 0,
                 },
