@@ -22,8 +22,8 @@ ALLOWED = {
 # Crates that may not come near the trusted code base's arithmetic and protocol.
 HEAVY = {"tokio", "tract-onnx", "clap", "serde_json"}
 LIGHT = {"larvatus-kernels", "larvatus-proto", "larvatus-host", "larvatus-worker"}
-# Only the host speaks TLS, and only where it is asked to.
-TLS = {"ring", "rustls"}
+# Only the host speaks TLS and multicast DNS, and only where it is asked to.
+NETWORK = {"mdns-sd", "ring", "rustls"}
 
 
 def main():
@@ -42,9 +42,9 @@ def main():
         if name in LIGHT:
             faults += [f"{name} must not depend on {d}" for d in used & HEAVY]
         always = {d["name"] for d in package["dependencies"] if d["kind"] is None and not d["optional"]}
-        if "tls" in package["features"].get("default", []):
-            faults.append(f"{name} must not speak TLS by default")
-        faults += [f"{name} must not depend on {d}" for d in (always if name == "larvatus-host" else used) & TLS]
+        if {"discovery", "tls"} & set(package["features"].get("default", [])):
+            faults.append(f"{name} must speak neither TLS nor multicast DNS by default")
+        faults += [f"{name} must not depend on {d}" for d in (always if name == "larvatus-host" else used) & NETWORK]
     for fault in faults:
         print(fault, file=sys.stderr)
     if not faults:

@@ -194,6 +194,39 @@ class Text(unittest.TestCase):
         self.assertEqual(ocr.read(scores, ["", "a", "b", " "]), "aab ")
 
 
+class Links(unittest.TestCase):
+    def test_a_connection_is_shaped_from_the_first_call_on(self):
+        from shape import UntilCall
+        frame = lambda kind, head, words: (bytes([kind, 0]) + len(head).to_bytes(2, "little")  # noqa: E731
+                                           + (len(words) // 4).to_bytes(4, "little") + head + words)
+        # A payload full of what looks like calls.
+        before = frame(1, b"hello!", b"") + frame(3, bytes(12), bytes([4, 0, 0, 0]) * 50) + frame(2, b"\4" * 44, b"")
+        call = frame(4, bytes(12), bytes(40))
+        for step in (1, 3, 7, 8, 64, 10_000):
+            state, stream = UntilCall(True), before + call
+            for at in range(0, len(stream), step):
+                self.assertEqual(state.called, at >= len(before) + 8)
+                state.see(stream[at:at + step])
+                if state.called:
+                    break
+            self.assertTrue(state.called)
+            # Not a byte too early.
+            self.assertLessEqual(len(before), at + step)
+        self.assertTrue(UntilCall(False).called)
+
+    def test_a_way_is_busy_for_as_long_as_its_bytes_take(self):
+        from shape import Way
+        way = Way(1e6, 0.0)
+        first = way.send(1000)
+        self.assertAlmostEqual(way.send(500_000) - first, 0.5)
+
+    def test_the_floor_is_bytes_by_bandwidth_and_trips(self):
+        from home import floor, quantile
+        row = {"up": 1e6, "down": 3e6, "round_trips": 50, "mbit": 100.0, "trip_ms": 5.0}
+        self.assertAlmostEqual(floor(row), 320 + 250)
+        self.assertEqual((quantile([3, 1, 2], 0.5), quantile([3, 1, 2], 0.95)), (2, 3))
+
+
 class Stamps(unittest.TestCase):
     def test_a_step_is_fresh_only_with_its_recipe_and_files(self):
         with tempfile.TemporaryDirectory() as tmp:

@@ -131,11 +131,11 @@ fn crew(plan: &Plan) -> Vec<Watched> {
 }
 
 /// Adds one to the third float of the second answer of every inference of `small_cnn`, which has five.
-fn add_one(call: u64, words: &mut Vec<u32>) {
+const ADD_ONE: Lie = |call, words| {
     if call % 5 == 1 {
         words[2] = (f32::from_bits(words[2]) + 1.0).to_bits();
     }
-}
+};
 
 #[test]
 fn every_service_gives_about_what_the_network_gives_and_honest_answers_settle() {
@@ -221,7 +221,7 @@ fn a_lie_is_believed_at_first_and_refuted_with_the_exact_error() {
         let plan = plan(&network, &demand);
         let mut session = session(&plan, 1);
         let mut workers = crew(&plan);
-        workers[liar] = Watched::lying(add_one);
+        workers[liar] = Watched::lying(ADD_ONE);
         infer(&network, &mut session, &mut workers, 1).unwrap();
         let mut lies = Vec::new();
         while let Some(provisional) = session.take_provisional() {
@@ -245,7 +245,7 @@ fn audits_find_a_lie_as_often_as_their_share_says() {
     let demand = Demand::new(None, Sharing::Whole, Some(share)).unwrap();
     let plan = plan(&network, &demand);
     let mut session = session(&plan, 1);
-    let mut workers = vec![Watched::lying(add_one)];
+    let mut workers = vec![Watched::lying(ADD_ONE)];
     let (mut caught, mut drawn) = (0, 0);
     for seed in 0..400 {
         drawn += infer(&network, &mut session, &mut workers, seed)

@@ -29,6 +29,9 @@ fn only_work_here() -> Rates {
         },
         local: LocalRates {
             conv_ns: 1.0,
+            conv_56_ns: 1.0,
+            conv_112_ns: 1.0,
+            conv_224_ns: 1.0,
             product_ns: 1.0,
             depthwise_ns: 1.0,
             weight_ns: 0.0,

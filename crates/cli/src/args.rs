@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Dealer(Serve),
     /// Show the pin by which tls:// listeners know a key, for their --allow.
     Identity(Identity),
+    /// Learn the key of a worker that runs with --pair: both show a code, which you compare.
+    Pair(Pair),
+    /// List the workers that announce themselves on the local network.
+    Discover(Discover),
     /// Measure a model in every mode.
     Bench(Bench),
     /// Measure what work costs here, on the link and at the worker, for `--rates`.
@@ -81,6 +85,15 @@ pub(crate) struct Run {
     /// Photographs (PNG or JPEG), one inference each.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub(crate) image: Vec<PathBuf>,
+    /// A camera: the photographs of a folder, in the order of their names, that come at --fps.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["image", "input"])]
+    pub(crate) frames: Option<PathBuf>,
+    /// Frames a second of --frames.
+    #[arg(long, value_name = "F", default_value_t = 10.0, requires = "frames")]
+    pub(crate) fps: f64,
+    /// Frames that may wait; where there are more, the oldest is dropped.
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "frames")]
+    pub(crate) queue: usize,
     /// Tensors: a .npy file for an input of the model. Given n times for every input, n inferences
     /// run.
     #[arg(long, value_name = "NAME=FILE.npy", conflicts_with = "image")]
@@ -91,8 +104,8 @@ pub(crate) struct Run {
     /// Where to write the report (.json).
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// A worker: unix:PATH, shm:PATH, tcp://HOST:PORT, tls://HOST:PORT#PIN or vsock://CID:PORT. The first is
-    /// used; the next ones step in when it fails. Without any, a worker process is started here and stopped at the end.
+    /// A worker: the name of one that was paired, unix:PATH, shm:PATH, tcp://HOST:PORT, tls://HOST:PORT#PIN or
+    /// vsock://CID:PORT. The first is used; the next ones step in when it fails. Without any, a worker process is started here and stopped at the end.
     #[arg(long, value_name = "ADDR")]
     pub(crate) worker: Vec<String>,
     #[command(flatten)]
@@ -113,6 +126,13 @@ pub(crate) struct Run {
     /// Seconds to wait for any reply of a worker.
     #[arg(long, default_value_t = 60, value_name = "S")]
     pub(crate) timeout: u64,
+    /// Seconds after which workers are not waited for any longer, all of them together, from the first connection on.
+    #[arg(long, value_name = "S")]
+    pub(crate) deadline: Option<f64>,
+    /// Compute here what no worker has finished: the same integer network, the same bits. Where a worker lied, too; the exit
+    /// code and the report say so all the same.
+    #[arg(long)]
+    pub(crate) finish_locally: bool,
     /// Write every integer linear layer of each inference (specification, input, weights, answer)
     /// to this folder, for `scripts/layers.py`; needs `--preset local-exact`.
     #[arg(long, value_name = "DIR")]
@@ -210,12 +230,37 @@ pub(crate) struct Serve {
     /// for configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
-    /// Serve only who connects with the key of this pin (tls:// only); everybody where not given.
+    /// Serve only who connects with the key of this pin (tls:// only); everybody where not given and no
+    /// device was paired.
     #[arg(long, value_name = "PIN")]
     pub(crate) allow: Vec<String>,
+    /// Serve only the devices whose pins are in this file, and those of --allow (tls:// only). The file `devices` in
+    /// larvatus's folder for configuration where not given, if it is there.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) devices: Option<PathBuf>,
+    /// First wait for one device that is not known yet (`larvatus pair`), show a code, and take the one that the device
+    /// shows from standard input (tls:// only).
+    #[arg(long, conflicts_with = "until_stdin_ends")]
+    pub(crate) pair: bool,
+    /// Seconds to wait for it, its owner's typing included.
+    #[arg(long, value_name = "S", default_value_t = 120, requires = "pair")]
+    pub(crate) pair_within: u64,
+    /// Announce itself on the local network under this name, the machine's where none is given (tls:// only).
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) announce: Option<String>,
+    /// The port of multicast DNS: for tests.
+    #[arg(long, hide = true, default_value_t = larvatus_host::discovery::PORT)]
+    pub(crate) mdns_port: u16,
     /// Threads for the linear algebra; all cores where not given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Take new work only while the machine's load, averaged over a minute and without this process's own, is at most
+    /// this; who asks meanwhile is told that this machine is busy.
+    #[arg(long, value_name = "LOAD")]
+    pub(crate) max_load: Option<f64>,
+    /// Where the load is read: for tests.
+    #[arg(long, hide = true, default_value = larvatus_host::load::LOADAVG)]
+    pub(crate) load_from: PathBuf,
     /// Memory for models, in MiB.
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub(crate) memory: u64,
@@ -229,6 +274,44 @@ pub(crate) struct Serve {
 pub(crate) struct Identity {
     /// The key, made where there is none; where not given the one that this machine listens with.
     pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Pair {
+    /// The worker: tls://HOST:PORT, or the name under which it announces itself.
+    pub(crate) worker: String,
+    /// What to call it from now on, in `--worker NAME`; its host or its announced name where not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The key by which the worker shall know this device, made where there is none; identity.key in larvatus's folder for
+    /// configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Where known workers are kept; workers.toml in larvatus's folder for configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) workers: Option<PathBuf>,
+    /// Seconds to wait until both codes are confirmed.
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    pub(crate) within: u64,
+    /// The port of multicast DNS: for tests.
+    #[arg(long, hide = true, default_value_t = larvatus_host::discovery::PORT)]
+    pub(crate) mdns_port: u16,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Discover {
+    /// Seconds to listen.
+    #[arg(long, value_name = "S", default_value_t = 3.0)]
+    pub(crate) timeout: f64,
+    /// Where known workers are kept; workers.toml in larvatus's folder for configuration where not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) workers: Option<PathBuf>,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The port of multicast DNS: for tests.
+    #[arg(long, hide = true, default_value_t = larvatus_host::discovery::PORT)]
+    pub(crate) mdns_port: u16,
 }
 
 #[derive(clap::Args, Debug)]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::imageops::FilterType;
@@ -76,6 +76,26 @@ impl Frame {
         );
         Ok(frame)
     }
+}
+
+/// The photographs of a folder, by name.
+pub(crate) fn frames(folder: &Path) -> Result<Vec<PathBuf>> {
+    let about = || format!("cannot read the frames in {}", folder.display());
+    let mut frames = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(about)? {
+        let path = entry.with_context(about)?.path();
+        let kind = path.extension().map(|kind| kind.to_ascii_lowercase());
+        if kind.is_some_and(|kind| kind == "png" || kind == "jpg" || kind == "jpeg") {
+            frames.push(path);
+        }
+    }
+    frames.sort();
+    ensure!(
+        !frames.is_empty(),
+        "there is no .png, .jpg or .jpeg in {}",
+        folder.display()
+    );
+    Ok(frames)
 }
 
 /// Reads a photograph as the model's one input.

@@ -4,9 +4,13 @@
 
 mod args;
 mod cmd;
+mod compare;
+mod crews;
 mod dealer;
 mod driver;
+mod feed;
 mod input;
+mod known;
 mod memory;
 mod output;
 mod parties;
@@ -16,6 +20,7 @@ mod store;
 mod table;
 mod tickets;
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -40,6 +45,9 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let done = catch_unwind(AssertUnwindSafe(|| cmd::run(args)));
+    if matches!(&done, Err(panic) if nobody_reads(&**panic)) {
+        return ExitCode::from(NOBODY_READS);
+    }
     match done.unwrap_or_else(|panic| Err(bug(&*panic))) {
         Ok(Verdict::Accepted) => ExitCode::SUCCESS,
         Ok(Verdict::Rejected(why)) => {
@@ -70,20 +78,38 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A panic of this program, as an error like any other.
-fn bug(panic: &(dyn std::any::Any + Send)) -> anyhow::Error {
+/// What a panic says.
+fn said(panic: &(dyn Any + Send)) -> Option<&str> {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+}
+
+/// A panic of this program, as an error like any other.
+fn bug(panic: &(dyn Any + Send)) -> anyhow::Error {
     anyhow::anyhow!(
         "this program has a fault ({}); set RUST_BACKTRACE=1 and report what it says then",
-        text.unwrap_or("no reason given")
+        said(panic).unwrap_or("no reason given")
     )
 }
 
+/// Exit status of a program whose output nobody reads any more, as shells have it: 128 + SIGPIPE.
+const NOBODY_READS: u8 = 141;
+
+/// Whether a panic is `println!` finding its pipe closed, as by `larvatus plan MODEL | head`.
+fn nobody_reads(panic: &(dyn Any + Send)) -> bool {
+    said(panic).is_some_and(|text| {
+        text.starts_with("failed printing to stdout") && text.contains("Broken pipe")
+    })
+}
+
 /// A panic inside the graph engine is caught and reported as an error; its own message would only
-/// be noise. `RUST_BACKTRACE` brings it back.
+/// be noise. `RUST_BACKTRACE` brings it back, except where nobody reads.
 fn quiet_panics() {
-    if std::env::var_os("RUST_BACKTRACE").is_none() {
-        std::panic::set_hook(Box::new(|_| {}));
-    }
+    let wanted = std::env::var_os("RUST_BACKTRACE").is_some();
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if wanted && !nobody_reads(info.payload()) {
+            usual(info);
+        }
+    }));
 }

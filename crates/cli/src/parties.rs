@@ -129,16 +129,22 @@ pub(crate) fn own_identity(file: Option<&Path>) -> Result<Identity> {
         None => {
             let folder =
                 configuration().context("no folder for the key; name a file with --identity")?;
-            let mut builder = std::fs::DirBuilder::new();
-            let made = builder.recursive(true).mode(0o700).create(&folder);
-            made.with_context(|| format!("cannot make {}", folder.display()))?;
+            make_private(&folder)?;
             folder.join("identity.key")
         }
     };
     Ok(Identity::open(&file)?)
 }
 
-fn configuration() -> Option<PathBuf> {
+/// Makes a folder, where there is none, that only its owner may enter.
+pub(crate) fn make_private(folder: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make {}", folder.display()))
+}
+
+/// The user's folder for configuration.
+pub(crate) fn configuration() -> Option<PathBuf> {
     let folder = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

@@ -5,6 +5,8 @@ use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
 use serde::Serialize;
 
+use crate::driver::millis;
+use crate::feed::Kept;
 use crate::memory::Memory;
 use crate::tickets::Sources;
 
@@ -34,6 +36,12 @@ pub(crate) struct Report {
     /// What masks in floats leak, and what was audited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) floats: Option<Floats>,
+    /// How a camera's frames fared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) frames: Option<Frames>,
+    /// Inferences that no worker finished and that were computed here.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) finished_here: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) inferences: Vec<Single>,
 }
@@ -271,9 +279,57 @@ impl Report {
             worker: None,
             tickets: None,
             floats: None,
+            frames: None,
+            finished_here: 0,
             inferences: Vec::new(),
         }
     }
+}
+
+/// A camera's frames.
+#[derive(Serialize)]
+pub(crate) struct Frames {
+    /// Frames a second that came, and that were finished.
+    pub(crate) fps: f64,
+    pub(crate) kept_fps: f64,
+    pub(crate) done: usize,
+    pub(crate) dropped: usize,
+    /// Places of the queue.
+    pub(crate) queue: usize,
+    /// From coming to finishing, of those that were finished.
+    pub(crate) latency_p50_ms: f64,
+    pub(crate) latency_p95_ms: f64,
+}
+
+impl Frames {
+    pub(crate) fn of(kept: &Kept) -> Self {
+        Self {
+            fps: kept.camera.rate,
+            kept_fps: kept.rate,
+            done: kept.done,
+            dropped: kept.dropped,
+            queue: kept.camera.room,
+            latency_p50_ms: millis(kept.p50),
+            latency_p95_ms: millis(kept.p95),
+        }
+    }
+
+    /// One line for people.
+    pub(crate) fn sentence(&self) -> String {
+        format!(
+            "frames: {} done, {} dropped; {:.1} of {:.1} a second kept; latency p50 {:.1} ms, p95 {:.1} ms",
+            self.done,
+            self.dropped,
+            self.kept_fps,
+            self.fps,
+            self.latency_p50_ms,
+            self.latency_p95_ms
+        )
+    }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 pub(crate) fn layers(rows: Vec<Row>, preset: &str) -> Vec<LayerField> {

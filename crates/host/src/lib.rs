@@ -2,6 +2,7 @@
 //!
 //! * [`address`], [`listener`] and [`link`]: where a peer listens, and a connected stream to it,
 //! * `tls` (a feature): links that are encrypted, between keys that know each other,
+//! * `discovery` (a feature): who announces itself on the local network,
 //! * [`framing`]: frames on a stream, limited before anything is allocated,
 //! * `shared` and `memory`: payloads in memory that both processes map; `memory` is the one place
 //!   with `unsafe`,
@@ -9,6 +10,7 @@
 //! * [`inprocess`]: drives two machines against each other without a link,
 //! * [`mod@serve`]: a thread and a machine for each connection of a listener,
 //! * [`store`]: a folder for one process, with files that are whole or not there,
+//! * [`load`]: how much others want this machine,
 //! * [`clock`]: time, CPU time and entropy; [`resident`]: memory in use.
 //!
 //! This crate does not know which side of the protocol it carries: both use the same code. A
@@ -19,11 +21,14 @@
 
 pub mod address;
 pub mod clock;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 pub mod framing;
 mod inbox;
 pub mod inprocess;
 pub mod link;
 pub mod listener;
+pub mod load;
 mod memory;
 pub mod pump;
 pub mod resident;

@@ -192,9 +192,57 @@ impl Link {
                 address: address.clone(),
             });
         };
-        let stream = connect_tcp(address, host, *port, timeout, end)?;
+        Self::over_tls(address, (host, *port), Some(*pin), identity, (timeout, end))
+    }
+
+    /// Connects over TLS to whoever listens there, to learn its key ([`peer_pin`](Self::peer_pin)). Nobody has
+    /// vouched for that key: this is for pairing, and for nothing else.
+    ///
+    /// # Errors
+    /// [`OpenError`]; of another kind of address, [`OpenError::NoPin`]. A pin in the address is demanded.
+    #[cfg(feature = "tls")]
+    pub fn meet(
+        address: &Address,
+        identity: &Identity,
+        timeout: Duration,
+    ) -> Result<Self, OpenError> {
+        let end = Instant::now() + timeout;
+        match address {
+            Address::Tls { host, port, pin } => {
+                let times = (timeout, end);
+                Self::over_tls(address, (host, *port), *pin, Some(identity), times)
+            }
+            Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Vsock { .. } => {
+                Err(OpenError::NoPin {
+                    address: address.clone(),
+                })
+            }
+        }
+    }
+
+    /// Who the other end is, where the link has proved it: over TLS, after the handshake.
+    ///
+    /// # Errors
+    /// The handshake's; the link is of no use then.
+    #[cfg(feature = "tls")]
+    pub fn peer_pin(&self) -> io::Result<Option<Pin>> {
+        match &self.socket {
+            Socket::Tls(stream) => Ok(stream.peer()?),
+            Socket::Unix(_) | Socket::Tcp(_) | Socket::Vsock(_) => Ok(None),
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn over_tls(
+        address: &Address,
+        (host, port): (&str, u16),
+        pin: Option<Pin>,
+        identity: Option<&Identity>,
+        (timeout, end): (Duration, Instant),
+    ) -> Result<Self, OpenError> {
+        let stream = connect_tcp(address, host, port, timeout, end)?;
         let left = end.saturating_duration_since(Instant::now());
-        let stream = tls::Stream::connect(stream, *pin, identity, left).map_err(|error| {
+        let stream = tls::Stream::connect(stream, pin, identity, left).map_err(|error| {
             let address = address.clone();
             match error {
                 HandshakeError::OtherKey(got) => OpenError::OtherKey { address, got },

@@ -121,6 +121,22 @@ impl Listener {
         })
     }
 
+    /// From the next connection on, serves only whoever has one of the keys in `allow`, or everybody where
+    /// there are none. Of no effect where TLS is not spoken.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`] where TLS cannot be set up.
+    #[cfg(feature = "tls")]
+    pub fn admit(&mut self, identity: &Identity, allow: &[Pin]) -> Result<(), OpenError> {
+        if let Bound::Tls(_, acceptor) = &mut self.socket {
+            *acceptor = tls::Acceptor::new(identity, allow).map_err(|error| OpenError::Io {
+                address: self.address.clone(),
+                source: io::Error::other(error),
+            })?;
+        }
+        Ok(())
+    }
+
     fn bind_unix(address: &Address, path: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io {
             address: address.clone(),

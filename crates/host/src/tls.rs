@@ -298,17 +298,17 @@ impl Stream {
         }
     }
 
-    /// Connects to whoever has the key with this pin, as `identity` if one is given and else as
-    /// nobody in particular.
+    /// Connects to whoever has the key with this pin, or to anybody without one, as `identity` if one is
+    /// given and else as nobody in particular.
     pub(crate) fn connect(
         socket: TcpStream,
-        pin: Pin,
+        pin: Option<Pin>,
         identity: Option<&Identity>,
         within: Duration,
     ) -> Result<Self, HandshakeError> {
         let other = |error: Error| HandshakeError::Io(io::Error::other(error));
         let provider = Arc::new(provider::default_provider());
-        let verifier = Arc::new(Pinned::new(Arc::clone(&provider), Some(vec![pin])));
+        let verifier = Arc::new(Pinned::new(Arc::clone(&provider), pin.map(|pin| vec![pin])));
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(other)?
@@ -338,6 +338,14 @@ impl Stream {
                 None => error,
             }),
         }
+    }
+
+    /// Who the other end is, after the handshake.
+    pub(crate) fn peer(&self) -> Result<Option<Pin>, HandshakeError> {
+        self.handshake(HANDSHAKE)?;
+        let connection = lock(&self.connection);
+        let keys = connection.peer_certificates().unwrap_or_default();
+        Ok(keys.first().map(|key| pin_of(key)))
     }
 
     /// Completes the handshake, if that is still to be done; whoever reads or writes first does.

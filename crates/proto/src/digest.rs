@@ -22,6 +22,16 @@ impl Digest {
         Self::derive("larvatus 2026 model file v1", bytes)
     }
 
+    /// What a device commits to when it pairs: both keys and its nonce.
+    pub(crate) fn of_pairing_commitment(bytes: &[u8]) -> Self {
+        Self::derive("larvatus 2026 pairing commitment v1", bytes)
+    }
+
+    /// What a pairing's code is taken from: both keys and both nonces.
+    pub(crate) fn of_pairing_code(bytes: &[u8]) -> Self {
+        Self::derive("larvatus 2026 pairing code v1", bytes)
+    }
+
     fn derive(domain: &str, bytes: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(domain);
         hasher.update(bytes);

@@ -33,6 +33,10 @@ const MAGIC: u32 = u32::from_le_bytes(*b"LRVT");
 /// Longest text a worker may send: its name, or why it failed.
 const MAX_TEXT: usize = 256;
 
+/// How the text of a failure begins that passes: the worker has other work just now. Whoever reads it may ask again later, and
+/// believes it for nothing else.
+pub const BUSY: &str = "busy: ";
+
 /// Largest head of any message.
 pub const MAX_HEAD: usize = 512;
 

@@ -3,6 +3,7 @@
 //! * [`program`]: the linear layers a worker holds and the rounds in which they are called,
 //! * [`digest`]: the address of a program with its weights,
 //! * [`commit`]: trees of digests over what a worker computed, and openings of parts of it,
+//! * [`pairing`]: how two ends learn each other's key by a code that people compare,
 //! * [`receipt`]: what was computed and how it was judged, signed by both sides,
 //! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
 //! * [`words`]: payloads, in memory of our own or in a link's,
@@ -18,6 +19,7 @@ pub mod commit;
 pub mod digest;
 pub mod frame;
 pub mod machine;
+pub mod pairing;
 pub mod program;
 pub mod receipt;
 pub mod wire;

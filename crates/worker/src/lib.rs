@@ -1,6 +1,7 @@
 //! The untrusted engine: holds models by their digest and computes the rounds that it is asked for.
 //!
 //! * [`backend`]: what an engine must do; [`cpu`] is the one for processors,
+//! * [`attention`]: whether new work is taken,
 //! * [`limits`]: what a peer may make a worker hold or compute,
 //! * [`store`]: the models, shared by all connections, whose calls of the same round are computed together,
 //! * [`service`]: one connection, a state machine without sockets or clocks.
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
+pub mod attention;
 pub mod backend;
 pub mod cpu;
 pub mod limits;
@@ -19,6 +21,7 @@ mod queue;
 pub mod service;
 pub mod store;
 
+pub use attention::Attention;
 pub use backend::{Backend, BackendError, Loaded};
 pub use cpu::Cpu;
 pub use limits::Limits;

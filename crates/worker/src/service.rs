@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larvatus_proto::VERSION;
-use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
+use larvatus_proto::frame::{BUSY, CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::wire::DecodeError;
 use larvatus_proto::words::{Heap, Memory, Words};
@@ -133,6 +133,9 @@ pub enum Refused {
         /// The worker's limit.
         limit: usize,
     },
+    /// The machine is wanted for something else.
+    #[error("{BUSY}this machine has other work")]
+    Paused,
     /// The peer sends and does not read.
     #[error("replies are not read")]
     NotRead,
@@ -234,6 +237,14 @@ impl Context {
             call,
             message: why.to_string(),
         });
+    }
+
+    /// Refuses new work where none is taken.
+    fn takes_new_work(&self) -> Result<(), Refused> {
+        match self.store.attention().is_paused() {
+            true => Err(Refused::Paused),
+            false => Ok(()),
+        }
     }
 
     /// Refuses one more call than may wait.

@@ -10,6 +10,7 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Program, WorkerModel};
 use larvatus_proto::wire::DecodeError;
 
+use crate::attention::Attention;
 use crate::backend::{Backend, BackendError, Loaded};
 use crate::limits::{Limits, TooMuch};
 use crate::queue::{Answer, Batches, Input, Queue};
@@ -120,6 +121,7 @@ pub struct Held {
 pub struct Store {
     backend: Box<dyn Backend>,
     limits: Limits,
+    attention: Attention,
     /// Held while a model is made ready, so that only one at a time is held several times over.
     loading: Mutex<()>,
     inner: Mutex<Inner>,
@@ -146,6 +148,7 @@ impl Store {
         Arc::new(Self {
             backend,
             limits,
+            attention: Attention::default(),
             loading,
             inner,
         })
@@ -154,6 +157,11 @@ impl Store {
     /// Its limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether it takes new work.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
     }
 
     /// Its engine.

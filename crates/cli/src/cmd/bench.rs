@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{load, nothing_pays, plan, rates, shapes};
 use crate::Verdict;
 use crate::args::Bench as Args;
-use crate::driver::{Manner, Outcome, drive, millis};
+use crate::driver::{Manner, Outcome, Rescue, drive, millis};
 use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Bytes;
@@ -26,13 +26,20 @@ use crate::spawn::OwnWorker;
 use crate::store;
 use crate::table::{bytes, table};
 
+/// Inferences of a session before those that are measured: they take the memory that all later ones use again.
+const WARM_UP: usize = 3;
+
 /// One mode, measured one inference at a time.
 #[derive(Serialize)]
 struct Row {
     mode: &'static str,
     latency_p50_ms: f64,
     latency_p99_ms: f64,
+    /// Median.
     trusted_cpu_ms: f64,
+    /// Of a session's first inference.
+    first_cpu_ms: f64,
+    /// Mean, a session's own beginnings included.
     offline_cpu_ms: f64,
     bytes: Bytes,
     round_trips: usize,
@@ -133,11 +140,12 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         let plan = plan(&model, &Preset::Slalom.policy())?;
         let stored = store::open(&plan, folder, args.stored.key.as_deref())?;
         ensure!(
-            stored.tickets() >= args.runs,
-            "store {} has {} tickets, --runs {} takes as many; make them with `larvatus provision`",
+            stored.tickets() >= WARM_UP + args.runs,
+            "store {} has {} tickets, --runs {} takes {}; make them with `larvatus provision`",
             folder.display(),
             stored.tickets(),
-            args.runs
+            args.runs,
+            WARM_UP + args.runs
         );
         rows.push(bench.split("+both, stored u", &plan, &here, Some(stored))?);
     }
@@ -198,21 +206,20 @@ fn local(model: &Model, input: &[Tensor], args: &Args) -> Result<Row> {
     let runs = args.runs;
     forget_peak_resident();
     let network = FloatNetwork::new(model)?;
-    network.run(input.to_vec())?;
-    let mut walls = Vec::new();
-    let cpu = thread_cpu();
-    for _ in 0..runs {
-        let started = Instant::now();
+    let (mut walls, mut cpus) = (Vec::new(), Vec::new());
+    for _ in 0..WARM_UP + runs {
+        let (started, cpu) = (Instant::now(), thread_cpu());
         network.run(input.to_vec())?;
         walls.push(millis(started.elapsed()));
+        cpus.push(millis(thread_cpu() - cpu));
     }
-    let cpu = millis(thread_cpu() - cpu) / runs as f64;
-    let (p50, p99) = quantiles(walls);
+    let (p50, p99) = quantiles(&walls[WARM_UP..]);
     Ok(Row {
         mode: "local",
         latency_p50_ms: p50,
         latency_p99_ms: p99,
-        trusted_cpu_ms: cpu,
+        trusted_cpu_ms: quantiles(&cpus[WARM_UP..]).0,
+        first_cpu_ms: cpus[0],
         offline_cpu_ms: 0.0,
         bytes: Bytes::default(),
         round_trips: 0,
@@ -231,7 +238,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// One inference, which uploads the weights and warms both sides up.
+    /// One inference, which uploads the weights and warms the worker up.
     fn warm_up(&self, plan: &Arc<Plan>, parties: &Parties, manner: &Manner<'_>) -> Result<()> {
         let workers = [self.worker.clone()];
         let one = vec![self.input.clone()];
@@ -275,16 +282,18 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
+            rescue: Rescue::default(),
         };
         forget_peak_resident();
         self.warm_up(plan, parties, &manner)?;
-        let outcome = self.drive(plan, parties, store, runs, &manner)?;
+        let outcome = self.drive(plan, parties, store, WARM_UP + runs, &manner)?;
         ensure!(
             outcome.sources.dealer.is_none() || outcome.sources.own == 0,
             "the dealer failed: {}",
             outcome.sources.dealer_gone.unwrap_or_default()
         );
-        row(mode, plan, parties, &outcome, runs)
+        row(mode, plan, parties, &outcome)
     }
 
     /// Several in flight, their tickets made beforehand.
@@ -298,6 +307,8 @@ impl Bench<'_> {
             settings: &settings,
             show: false,
             ahead: true,
+            camera: None,
+            rescue: Rescue::default(),
         };
         self.warm_up(plan, parties, &manner)?;
         let worker = || self.own.as_ref().and_then(OwnWorker::cpu);
@@ -317,19 +328,19 @@ impl Bench<'_> {
     }
 }
 
-fn row(
-    mode: &'static str,
-    plan: &Plan,
-    parties: &Parties,
-    outcome: &Outcome,
-    runs: usize,
-) -> Result<Row> {
-    let (p50, p99) = quantiles(
-        outcome
-            .outputs
-            .iter()
-            .map(|output| millis(output.wall))
-            .collect(),
+fn row(mode: &'static str, plan: &Plan, parties: &Parties, outcome: &Outcome) -> Result<Row> {
+    let walls: Vec<f64> = outcome
+        .outputs
+        .iter()
+        .skip(WARM_UP)
+        .map(|output| millis(output.wall))
+        .collect();
+    let (p50, p99) = quantiles(&walls);
+    let each = &outcome.each;
+    ensure!(
+        each.len() > WARM_UP,
+        "a worker failed meanwhile: {}",
+        outcome.failures.join("; ")
     );
     let first = outcome.outputs.first().context("no inference ran")?;
     let mut guarantees = plan.guarantees().with_store(outcome.sources.assumes);
@@ -344,8 +355,9 @@ fn row(
         mode,
         latency_p50_ms: p50,
         latency_p99_ms: p99,
-        trusted_cpu_ms: outcome.cpu.online / runs as f64,
-        offline_cpu_ms: outcome.cpu.offline / runs as f64,
+        trusted_cpu_ms: quantiles(&each[WARM_UP..]).0,
+        first_cpu_ms: each[0],
+        offline_cpu_ms: outcome.cpu.offline / each.len() as f64,
         bytes: Bytes {
             up: first.up,
             down: first.down,
@@ -364,7 +376,8 @@ fn row(
 }
 
 /// Median and 99th percentile.
-fn quantiles(mut values: Vec<f64>) -> (f64, f64) {
+fn quantiles(values: &[f64]) -> (f64, f64) {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     let at = |q: f64| values[((values.len() - 1) as f64 * q).round() as usize];
     (at(0.5), at(0.99))
@@ -377,6 +390,7 @@ fn print_rows(rows: &[Row]) {
             format!("{:.1}", row.latency_p50_ms),
             format!("{:.1}", row.latency_p99_ms),
             format!("{:.1}", row.trusted_cpu_ms),
+            format!("{:.1}", row.first_cpu_ms),
             format!("{:.1}", row.offline_cpu_ms),
             bytes(row.bytes.up),
             bytes(row.bytes.down),
@@ -389,6 +403,7 @@ fn print_rows(rows: &[Row]) {
         "p50 ms",
         "p99 ms",
         "trusted CPU ms",
+        "first",
         "offline CPU ms",
         "up",
         "down",
@@ -400,8 +415,8 @@ fn print_rows(rows: &[Row]) {
         table(&head, &rows.iter().map(cell).collect::<Vec<_>>())
     );
     println!(
-        "trusted CPU and offline CPU per inference; offline is tickets, check vectors, connecting \
-         and weights, which nothing hides here"
+        "trusted CPU is the median of the inferences after the first {WARM_UP} of a session, first is its first; offline is \
+         tickets, check vectors, connecting and weights by inference, which nothing hides here"
     );
 }
 

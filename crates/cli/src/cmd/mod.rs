@@ -2,6 +2,8 @@
 
 mod bench;
 mod calibrate;
+mod discover;
+mod pair;
 mod plan;
 mod provision;
 mod run;
@@ -17,12 +19,18 @@ use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
-use crate::args::{Args, Command, Job};
-use crate::{Verdict, parties};
+use crate::args::{Args, Command, Dealing, Job};
+use crate::{Verdict, known, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
     match args.command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(mut args) => {
+            let Dealing {
+                dealer, identity, ..
+            } = &mut args.dealing;
+            known::resolve(args.worker.iter_mut().chain(dealer), identity)?;
+            run::run(&args)
+        }
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
@@ -31,8 +39,19 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             println!("{}", parties::own_identity(args.file.as_deref())?.pin());
             Ok(Verdict::Accepted)
         }
-        Command::Bench(args) => bench::run(&args),
-        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Bench(mut args) => {
+            let Dealing {
+                dealer, identity, ..
+            } = &mut args.dealing;
+            known::resolve(args.worker.iter_mut().chain(dealer), identity)?;
+            bench::run(&args)
+        }
+        Command::Calibrate(mut args) => {
+            known::resolve(&mut args.worker, &mut args.identity)?;
+            calibrate::run(&args)
+        }
+        Command::Pair(args) => pair::run(&args),
+        Command::Discover(args) => discover::run(&args),
     }
 }
 

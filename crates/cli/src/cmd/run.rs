@@ -17,10 +17,11 @@ use larvatus_host::thread_cpu;
 use super::{Named, floats, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
-use crate::driver::{Lie, Manner, Outcome, drive, millis};
+use crate::driver::{Lie, Manner, Outcome, Rescue, drive, millis, next_here};
+use crate::feed::{Camera, Feed, Kept};
 use crate::memory::Memory;
 use crate::parties::Parties;
-use crate::report::{Bytes, Cpu, Report, Single, Tickets, VerdictField};
+use crate::report::{Bytes, Cpu, Frames, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
 use crate::store;
 use crate::table::{bytes, table};
@@ -32,6 +33,9 @@ mod in_floats;
 
 /// Everything a run yields, whoever computed it.
 struct Results {
+    /// The inputs that have results.
+    of: Vec<usize>,
+    kept: Option<Kept>,
     tensors: Vec<Vec<Arc<Tensor>>>,
     singles: Vec<Single>,
     cpu: Cpu,
@@ -62,19 +66,20 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     );
     let model = load_for_inputs(args)?;
     let (names, inputs) = read_inputs(args, &model)?;
+    let camera = camera(args)?;
     let outputs = model.outputs().to_vec();
     let mut report;
     let results;
     let mut lie = None;
     match named.preset {
         Some(Preset::Local) => {
-            results = local(&model, &inputs)?;
+            results = local(&model, &inputs, camera)?;
             report = local_report(&model, &named.name);
         }
         Some(Preset::LocalExact) => {
             let plan = plan(&model, &named.policy)?;
             report = Report::of_plan(&plan, &named.name, false);
-            results = exact(&plan, &inputs, args.dump_layers.as_deref())?;
+            results = exact(&plan, &inputs, camera, args.dump_layers.as_deref())?;
         }
         _ => {
             let plan = plan(&model, &named.policy)?;
@@ -89,7 +94,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                         "nothing of this model can go to a worker"
                     }
                 );
-                let results = exact(&plan, &inputs, None)?;
+                let results = exact(&plan, &inputs, camera, None)?;
                 return finish(
                     args,
                     report,
@@ -106,11 +111,22 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                 None => None,
             };
             let outcome = split(args, &parties, store, &plan, &inputs)?;
-            report.worker = Some(outcome.worker.clone());
+            report.worker.clone_from(&outcome.worker);
+            report.finished_here = outcome.here;
             let stored = outcome.sources.stored;
             tell_tickets(&mut report, &plan, &outcome.sources);
             for failure in &outcome.failures {
-                eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
+                let then = match outcome.worker {
+                    Some(_) => "the next one stepped in",
+                    None => "no other served",
+                };
+                eprintln!("larvatus: worker failed, {then}: {failure}");
+            }
+            if outcome.here > 0 {
+                let (here, all) = (outcome.here, inputs.len());
+                eprintln!(
+                    "larvatus: {here} of {all} inferences were finished here, without a worker"
+                );
             }
             let (split_results, split_lie) = from_outcome(outcome);
             results = split_results;
@@ -128,6 +144,10 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     };
     match lie {
         None => finish(args, report, results, &names),
+        Some(why) if args.finish_locally => {
+            finish(args, report, results, &names)?;
+            Ok(Verdict::Rejected(why))
+        }
         Some(why) => {
             fill(&mut report, &results);
             write_report(args, &report)?;
@@ -198,8 +218,10 @@ struct Names {
 fn finish(args: &Args, mut report: Report, results: Results, names: &Names) -> Result<Verdict> {
     fill(&mut report, &results);
     let mut singles = results.singles;
-    for ((single, name), tensors) in singles.iter_mut().zip(&names.inputs).zip(&results.tensors) {
-        single.input.clone_from(name);
+    for ((single, of), tensors) in singles.iter_mut().zip(&results.of).zip(&results.tensors) {
+        if let Some(name) = names.inputs.get(*of) {
+            single.input.clone_from(name);
+        }
         let first = tensors.first();
         let classes = first.and_then(|t| output::top_classes(t, args.top, &names.labels));
         single.top = classes.map(|all| {
@@ -237,8 +259,8 @@ fn write_report(args: &Args, report: &Report) -> Result<()> {
 /// Reads the model; a shape that it leaves open and nobody gave comes from the input's file.
 fn load_for_inputs(args: &Args) -> Result<Model> {
     ensure!(
-        !(args.image.is_empty() && args.input.is_empty()),
-        "nothing to run on: give --image FILE or --input NAME=FILE.npy"
+        !(args.image.is_empty() && args.input.is_empty() && args.frames.is_none()),
+        "nothing to run on: give --image FILE, --frames DIR or --input NAME=FILE.npy"
     );
     let mut shapes = shapes(&args.job.shape)?;
     let open = match load(&args.job.model, &shapes) {
@@ -271,15 +293,16 @@ fn load_for_inputs(args: &Args) -> Result<Model> {
 /// The inputs of every inference, and what to call them.
 fn read_inputs(args: &Args, model: &Model) -> Result<(Vec<String>, Vec<Vec<Tensor>>)> {
     let ports = model.inputs();
-    if !args.image.is_empty() {
+    let frames = args.frames.as_deref().map(input::frames).transpose()?;
+    let images = frames.as_ref().unwrap_or(&args.image);
+    if !images.is_empty() {
         let read = |path: &std::path::PathBuf| {
             Ok((
                 path.display().to_string(),
                 input::picture(path, ports, &args.picture)?,
             ))
         };
-        return Ok(args
-            .image
+        return Ok(images
             .iter()
             .map(read)
             .collect::<Result<Vec<_>>>()?
@@ -302,13 +325,35 @@ fn read_inputs(args: &Args, model: &Model) -> Result<(Vec<String>, Vec<Vec<Tenso
         .unzip())
 }
 
-fn local(model: &Model, inputs: &[Vec<Tensor>]) -> Result<Results> {
-    let network = FloatNetwork::new(model)?;
-    here(inputs, |input, _| Ok(network.run(input)?))
+/// The camera, where the inputs are its frames.
+fn camera(args: &Args) -> Result<Option<Camera>> {
+    if args.frames.is_none() {
+        return Ok(None);
+    }
+    ensure!(
+        args.fps.is_finite() && (1e-3..=1e6).contains(&args.fps),
+        "--fps {} is no rate of frames",
+        args.fps
+    );
+    ensure!(args.queue > 0, "--queue must be at least 1");
+    Ok(Some(Camera {
+        rate: args.fps,
+        room: args.queue,
+    }))
 }
 
-fn exact(plan: &Arc<Plan>, inputs: &[Vec<Tensor>], dump: Option<&Path>) -> Result<Results> {
-    here(inputs, |input, run| {
+fn local(model: &Model, inputs: &[Vec<Tensor>], camera: Option<Camera>) -> Result<Results> {
+    let network = FloatNetwork::new(model)?;
+    here(inputs, camera, |input, _| Ok(network.run(input)?))
+}
+
+fn exact(
+    plan: &Arc<Plan>,
+    inputs: &[Vec<Tensor>],
+    camera: Option<Camera>,
+    dump: Option<&Path>,
+) -> Result<Results> {
+    here(inputs, camera, |input, run| {
         let mut dump = dump
             .map(|folder| dump::Dump::new(folder, run))
             .transpose()?;
@@ -325,9 +370,13 @@ fn exact(plan: &Arc<Plan>, inputs: &[Vec<Tensor>], dump: Option<&Path>) -> Resul
 /// Runs every input on this side.
 fn here(
     inputs: &[Vec<Tensor>],
+    camera: Option<Camera>,
     run: impl Fn(Vec<Tensor>, usize) -> Result<Vec<Arc<Tensor>>>,
 ) -> Result<Results> {
+    let mut feed = Feed::new(inputs.len(), camera);
     let mut results = Results {
+        of: vec![],
+        kept: None,
         tensors: vec![],
         singles: vec![],
         cpu: Cpu::default(),
@@ -335,10 +384,12 @@ fn here(
         memory: Memory::default(),
     };
     let cpu = thread_cpu();
-    for (ix, input) in inputs.iter().enumerate() {
+    while let Some(ix) = next_here(&mut feed) {
         let started = Instant::now();
-        results.tensors.push(run(input.clone(), ix)?);
+        results.tensors.push(run(inputs[ix].clone(), ix)?);
         let wall = started.elapsed();
+        results.of.push(ix);
+        feed.finish(ix, Instant::now());
         results.wall += wall;
         results.singles.push(Single {
             input: String::new(),
@@ -351,6 +402,7 @@ fn here(
     }
     results.cpu.online = millis(thread_cpu() - cpu);
     results.memory = Memory::of_process();
+    results.kept = feed.kept();
     Ok(results)
 }
 
@@ -381,10 +433,20 @@ fn split(
         true => &args.worker,
         false => &started,
     };
+    let deadline = match args.deadline.map(Duration::try_from_secs_f64) {
+        None => None,
+        Some(Ok(deadline)) => Some(deadline),
+        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
+    };
     let manner = Manner {
         settings: &settings,
         show: !args.json,
         ahead: false,
+        camera: camera(args)?,
+        rescue: Rescue {
+            here: args.finish_locally,
+            deadline,
+        },
     };
     drive(plan, workers, parties, store, inputs, &manner)
 }
@@ -425,6 +487,8 @@ fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
         .collect();
     (
         Results {
+            of: outcome.of,
+            kept: outcome.kept,
             tensors,
             singles,
             cpu: outcome.cpu,
@@ -455,6 +519,8 @@ fn local_report(model: &Model, preset: &str) -> Report {
         worker: None,
         tickets: None,
         floats: None,
+        frames: None,
+        finished_here: 0,
         inferences: Vec::new(),
     }
 }
@@ -463,6 +529,7 @@ fn fill(report: &mut Report, results: &Results) {
     report.trusted_cpu_ms = results.cpu;
     report.wall_ms = millis(results.wall);
     report.memory = results.memory;
+    report.frames = results.kept.as_ref().map(Frames::of);
     for single in &results.singles {
         report.waiting_ms += single.waiting_ms;
         report.bytes.up += single.bytes.up;
@@ -521,6 +588,9 @@ fn print_costs(report: &Report, inferences: usize) {
             report.round_trips,
             report.waiting_ms
         );
+    }
+    if let Some(frames) = &report.frames {
+        println!("{}", frames.sentence());
     }
     let elsewhere = |tickets: &&Tickets| tickets.stored + tickets.dealt > 0;
     if let Some(tickets) = report.tickets.as_ref().filter(elsewhere) {

@@ -5,15 +5,21 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use larvatus_host::discovery::Announcement;
+use larvatus_host::load::{Others, Source, System};
 use larvatus_host::pump::Options;
+use larvatus_host::tls::Identity;
 use larvatus_host::{Address, Clock, Listener, Pin, serve};
 use larvatus_worker::cpu::Cpu;
-use larvatus_worker::{Backend, Limits, Service, Store};
+use larvatus_worker::{Attention, Backend, Limits, Service, Store};
 
 use crate::Verdict;
 use crate::args::Serve as Args;
+use crate::cmd::pair;
+use crate::known::Devices;
 use crate::parties;
 
 /// What the engine is asked for.
@@ -39,7 +45,12 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     };
     let connections = limits.connections;
     let store = Store::new(Box::new(backend), limits);
-    let listener = listen(args, &address)?;
+    if let Some(most) = args.max_load {
+        let source = System::new(&args.load_from);
+        watch(most, source, store.attention().clone())
+            .with_context(|| format!("--max-load: {}", args.load_from.display()))?;
+    }
+    let (mut listener, gate) = listen(args, &address)?;
     let stop = Arc::new(AtomicBool::new(false));
     if args.until_stdin_ends {
         let stop = Arc::clone(&stop);
@@ -58,6 +69,14 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         listener.address(),
         args.memory
     );
+    let announced = args
+        .announce
+        .as_deref()
+        .map(|name| announce(args, name, &listener));
+    let announced = announced.transpose()?;
+    if let Some(gate) = gate {
+        gate.open(args, &mut listener)?;
+    }
     let make = move |now| {
         let store = Arc::clone(&store);
         Box::new(match role {
@@ -74,6 +93,7 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
         &stop,
     );
     let folder = own_folder(args, listener.address());
+    drop(announced);
     drop(listener);
     if let Some(folder) = folder {
         // The caller may have removed it already; what is not empty stays.
@@ -82,23 +102,112 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     Ok(Verdict::Accepted)
 }
 
-/// Starts to listen, over TLS with this machine's identity.
-fn listen(args: &Args, address: &Address) -> Result<Listener> {
-    let allow = args.allow.iter().map(|pin| pin.parse());
-    let allow = allow.collect::<Result<Vec<Pin>, _>>()?;
+/// Over TLS: as whom it listens, and whom it serves.
+struct Gate {
+    identity: Identity,
+    allow: Vec<Pin>,
+    devices: Option<Devices>,
+}
+
+/// Starts to listen, over TLS with this machine's identity. Nobody is served before its gate opens.
+fn listen(args: &Args, address: &Address) -> Result<(Listener, Option<Gate>)> {
     match address {
         Address::Tls { .. } => {
             let identity = parties::own_identity(args.identity.as_deref())?;
-            Ok(Listener::bind_tls(address, &identity, &allow)?)
+            let file = args.devices.as_deref();
+            let devices = match args.pair {
+                true => Some(Devices::open_or_begin(file)?),
+                false => Devices::open(file)?,
+            };
+            if let (None, Some(file)) = (&devices, file) {
+                bail!("there is no file {}; `--pair` makes it", file.display());
+            }
+            let allow = args.allow.iter().map(|pin| pin.parse());
+            let allow = allow.collect::<Result<Vec<Pin>, _>>()?;
+            if let Some(devices) = &devices {
+                // An empty list would let in everybody.
+                ensure!(
+                    args.pair || !devices.pins().is_empty() || !allow.is_empty(),
+                    "{} names no device; `--pair` adds one",
+                    devices.path().display()
+                );
+            }
+            let listener = Listener::bind_tls(address, &identity, &[])?;
+            let gate = Gate {
+                identity,
+                allow,
+                devices,
+            };
+            Ok((listener, Some(gate)))
         }
         Address::Unix(_) | Address::Shared(_) | Address::Tcp { .. } | Address::Vsock { .. } => {
             ensure!(
-                allow.is_empty() && args.identity.is_none(),
+                args.allow.is_empty() && args.identity.is_none(),
                 "--identity and --allow need a tls:// address to listen on"
             );
-            Ok(Listener::bind(address)?)
+            ensure!(
+                !args.pair && args.devices.is_none() && args.announce.is_none(),
+                "--pair, --devices and --announce need a tls:// address to listen on"
+            );
+            Ok((Listener::bind(address)?, None))
         }
     }
+}
+
+impl Gate {
+    /// Pairs with a device, if that is wished, and from then on lets in whoever is known.
+    fn open(mut self, args: &Args, listener: &mut Listener) -> Result<()> {
+        if let Some(devices) = self.devices.as_mut().filter(|_| args.pair) {
+            let within = Duration::from_secs(args.pair_within);
+            pair::admit_one(listener, &self.identity, devices, within)?;
+        }
+        let devices = self.devices.iter().flat_map(Devices::pins);
+        self.allow.extend(devices);
+        Ok(listener.admit(&self.identity, &self.allow)?)
+    }
+}
+
+/// Announces where it listens.
+fn announce(args: &Args, name: &str, listener: &Listener) -> Result<Announcement> {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let machine = machine.unwrap_or_else(|_| "larvatus".to_owned());
+    let name = if name.is_empty() {
+        machine.trim()
+    } else {
+        name
+    };
+    let announced = Announcement::new(name, listener.address(), args.mdns_port)?;
+    println!("announced as {}", announced.name());
+    Ok(announced)
+}
+
+/// How often the load is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Takes new work only while others make no more load than `most`, from the first look on.
+fn watch(most: f64, mut source: impl Source + Send + 'static, attention: Attention) -> Result<()> {
+    let clock = Clock::start();
+    let mut others = Others::default();
+    let mut look = move || {
+        let load = others.load(clock.now(), source.sample()?);
+        if attention.is_paused() != (load > most) {
+            tracing::info!(load, most, paused = load > most, "load of others");
+        }
+        attention.pause(load > most);
+        std::io::Result::Ok(())
+    };
+    look()?;
+    std::thread::Builder::new()
+        .name("larvatus-load".into())
+        .spawn(move || {
+            loop {
+                std::thread::sleep(LOOK);
+                if let Err(error) = look() {
+                    tracing::warn!(%error, "the load cannot be read");
+                }
+            }
+        })?;
+    Ok(())
 }
 
 /// The folder that our caller made for this worker's socket.

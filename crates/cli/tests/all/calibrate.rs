@@ -17,6 +17,7 @@ fn measured_rates_predict_a_plan() {
         ("link", "round-trip-us"),
         ("worker", "product-ns"),
         ("local", "conv-ns"),
+        ("local", "conv-224-ns"),
         ("local", "weight-ns"),
     ] {
         assert!(figure(table, key) > 0.0, "{table}.{key}: {measured}");

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use larvatus_proto::VERSION;
 use larvatus_proto::frame::Reply;
 
-use crate::common::{Folder, Ran, TINY, Worker, input, plain};
+use crate::common::{Folder, Ran, TINY, Worker, input};
 use crate::proxy::{Fate, Peer, Proxy, To, read_frame};
 use crate::secrecy::{BY_CHANCE, equal_words};
 
@@ -16,83 +16,6 @@ fn run(here: &Folder, workers: &[&str], more: &[&str]) -> Ran {
     args.extend(workers.iter().flat_map(|address| ["--worker", address]));
     args.extend(more);
     here.larvatus(&args)
-}
-
-/// Frames to the trusted side in one inference: welcome, want, ready, five answers.
-const REPLIES: usize = 8;
-/// Frames to the worker: hello, offer, chunk, five calls, and the goodbye.
-const REQUESTS: usize = 9;
-
-#[test]
-fn a_worker_may_die_at_every_step_and_the_next_one_steps_in() {
-    let here = Folder::new();
-    let exact = here.logits(&["--input", &input(&here, 0), "--preset", "local-exact"]);
-    let spare = Worker::tcp(&here);
-    let spare = Proxy::new(&spare.address, |_, _, _| Fate::Pass);
-    let ways = [To::Trusted, To::Worker];
-    let steps = ways.into_iter().flat_map(|way| {
-        let frames = if way == To::Worker {
-            REQUESTS - 1
-        } else {
-            REPLIES
-        };
-        (0..frames).flat_map(move |at| [Fate::Cut, Fate::CutInside].map(|fate| (way, at, fate)))
-    });
-    for (way, at, fate) in steps {
-        let step = format!("{fate:?} at frame {at} to {way:?}");
-        // Fresh, so that the model is uploaded every time.
-        let mortal = || {
-            let worker = Worker::tcp(&here);
-            let rule = move |to, count, _: &mut _| {
-                if to == way && count == at {
-                    fate
-                } else {
-                    Fate::Pass
-                }
-            };
-            (Proxy::new(&worker.address, rule), worker)
-        };
-        let (first, _worker) = mortal();
-        let alone = run(&here, &[&first.address], &[]);
-        assert_eq!(alone.code, Some(2), "{step}: {alone:?}");
-        alone.refused(&[&first.address, "link ended"]);
-        let first = first.uploads();
-        let (mortal, _worker) = mortal();
-        let npz = here.at("out.npz");
-        let both = run(
-            &here,
-            &[&mortal.address, &spare.address],
-            &["--output", &npz],
-        );
-        let both = both.accepted();
-        assert!(both.err.contains(&mortal.address), "{step}: {both:?}");
-        plain(&both.err);
-        assert_eq!(crate::common::bits(&npz, "logits"), exact, "{step}");
-        let (second, third) = (mortal.uploads(), spare.uploads());
-        spare.forget();
-        assert_eq!(third.len(), 5, "{step}");
-        for (one, two) in [(&first, &second), (&second, &third), (&first, &third)] {
-            assert!(equal_words(one, two) <= BY_CHANCE, "{step}");
-        }
-    }
-}
-
-/// All answers are there; the goodbye is a courtesy.
-#[test]
-fn a_worker_may_die_after_the_last_answer() {
-    let here = Folder::new();
-    let worker = Worker::tcp(&here);
-    let exact = here.logits(&["--input", &input(&here, 0), "--preset", "local-exact"]);
-    let mortal = Proxy::new(&worker.address, |to, count, _| {
-        if to == To::Worker && count == REQUESTS - 1 {
-            Fate::Cut
-        } else {
-            Fate::Pass
-        }
-    });
-    let x = input(&here, 0);
-    let split = here.logits(&["--input", &x, "--worker", &mortal.address]);
-    assert_eq!(split, exact);
 }
 
 /// What was accepted before the first worker failed is not computed again.

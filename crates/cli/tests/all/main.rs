@@ -2,12 +2,15 @@
 
 mod bench;
 mod calibrate;
+mod camera;
 mod common;
 mod dealing;
+mod every_step;
 mod failures;
 mod floats;
 mod liars;
 mod onnx;
+mod pairing;
 mod plan;
 mod processes;
 mod proxy;

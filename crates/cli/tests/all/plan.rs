@@ -41,6 +41,22 @@ fn the_table_names_every_layer_and_the_totals() {
 }
 
 #[test]
+fn a_reader_that_leaves_is_no_fault() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_larvatus"))
+        .args(["plan", TINY, "--json"])
+        .env("RUST_BACKTRACE", "1")
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(141));
+    assert_eq!(String::from_utf8(ended.stderr).unwrap(), "");
+}
+
+#[test]
 fn the_document_adds_up() {
     let here = Folder::new();
     let plan = |preset: &str| {

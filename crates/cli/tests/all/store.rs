@@ -20,7 +20,7 @@ pub(crate) fn provision(here: &Folder, tickets: &str) -> String {
 }
 
 /// Numbers of the tickets that lie in a store.
-fn numbers(store: &str) -> Vec<u64> {
+pub(crate) fn numbers(store: &str) -> Vec<u64> {
     let names = fs::read_dir(store).unwrap().map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();
         name.strip_suffix(".ticket")
@@ -194,10 +194,10 @@ fn what_cannot_be_is_refused_with_a_sentence() {
 #[test]
 fn bench_has_a_row_for_stored_tickets() {
     let here = Folder::new();
-    let store = provision(&here, "2");
+    let store = provision(&here, "5");
     let args = ["bench", TINY, "--json", "--store", &store, "--runs"];
     let ran = here.larvatus(&[&args[..], &["3"]].concat());
-    ran.refused(&["has 2 tickets", "larvatus provision"]);
+    ran.refused(&["has 5 tickets", "larvatus provision"]);
     let ran = here.larvatus(&[&args[..], &["2"]].concat()).accepted();
     let document = ran.document();
     let row = document.as_array().unwrap().last().unwrap().clone();

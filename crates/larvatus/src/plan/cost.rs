@@ -137,7 +137,9 @@ pub(super) fn local_ns(linear: &Linear, rates: &Rates) -> f64 {
     let local = &rates.local;
     let mac = match (linear.kind, &linear.shape) {
         (Kind::Depthwise, _) => local.depthwise_ns,
-        (_, Shape::Conv(conv)) if conv.kernel != [1, 1] => local.conv_ns,
+        (_, Shape::Conv(conv)) if conv.kernel != [1, 1] => {
+            local.conv_ns_at(linear.shape.output_rows_cols().1)
+        }
         _ => local.product_ns,
     };
     (mac * linear.macs() as f64).max(local.weight_ns * weights(linear))

@@ -109,8 +109,15 @@ pub struct WorkerRates {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LocalRates {
-    /// Nanoseconds of one multiply-accumulate of a convolution larger than 1×1.
+    /// Nanoseconds of one multiply-accumulate of a convolution larger than 1×1 with 14×14 outputs a channel or fewer;
+    /// an engine that lays patches side by side slows down where they leave the cache, hence four figures.
     pub conv_ns: f64,
+    /// The same for 56×56. In between, linear in the logarithm of the outputs.
+    pub conv_56_ns: f64,
+    /// The same for 112×112.
+    pub conv_112_ns: f64,
+    /// The same for 224×224 and more.
+    pub conv_224_ns: f64,
     /// Nanoseconds of one multiply-accumulate of a product or a 1×1 convolution.
     pub product_ns: f64,
     /// Nanoseconds of one multiply-accumulate of a depthwise convolution, which is bound by memory.
@@ -123,10 +130,35 @@ impl Default for LocalRates {
     fn default() -> Self {
         Self {
             conv_ns: 0.02,
+            conv_56_ns: 0.02,
+            conv_112_ns: 0.02,
+            conv_224_ns: 0.02,
             product_ns: 0.02,
             depthwise_ns: 0.15,
             weight_ns: 0.0,
         }
+    }
+}
+
+impl LocalRates {
+    /// Nanoseconds of one multiply-accumulate of a convolution larger than 1×1 with so many outputs a channel.
+    pub(super) fn conv_ns_at(&self, outputs: usize) -> f64 {
+        let known = [
+            (14.0, self.conv_ns),
+            (56.0, self.conv_56_ns),
+            (112.0, self.conv_112_ns),
+            (224.0, self.conv_224_ns),
+        ];
+        let side = (outputs.max(1) as f64).sqrt();
+        let Some(above) = known.iter().position(|(at, _)| side <= *at) else {
+            return self.conv_224_ns;
+        };
+        let ((low, from), (high, to)) = (known[above.saturating_sub(1)], known[above]);
+        if above == 0 {
+            return to;
+        }
+        let part = (side / low).ln() / (high / low).ln();
+        from + part * (to - from)
     }
 }
 
@@ -155,7 +187,7 @@ impl Rates {
     }
 
     /// Every figure with its name, as in the file.
-    pub fn figures(&self) -> [(&'static str, f64); 19] {
+    pub fn figures(&self) -> [(&'static str, f64); 22] {
         let Self {
             trusted,
             link,
@@ -179,6 +211,9 @@ impl Rates {
             ("worker.weight-ns", worker.weight_ns),
             ("worker.call-us", worker.call_us),
             ("local.conv-ns", local.conv_ns),
+            ("local.conv-56-ns", local.conv_56_ns),
+            ("local.conv-112-ns", local.conv_112_ns),
+            ("local.conv-224-ns", local.conv_224_ns),
             ("local.product-ns", local.product_ns),
             ("local.depthwise-ns", local.depthwise_ns),
             ("local.weight-ns", local.weight_ns),
@@ -219,6 +254,32 @@ mod tests {
         let rates = Rates::from_toml("[link]\nround-trip-us = 5000.0").unwrap();
         assert_eq!(rates.link.round_trip_us, 5000.0);
         assert_eq!(rates.trusted, TrustedRates::default());
+    }
+
+    #[test]
+    fn between_two_sizes_of_a_map_lies_a_cost_between_theirs() {
+        let local = LocalRates {
+            conv_ns: 1.0,
+            conv_56_ns: 3.0,
+            conv_112_ns: 4.0,
+            conv_224_ns: 9.0,
+            ..LocalRates::default()
+        };
+        for (side, expected) in [
+            (0, 1.0),
+            (7, 1.0),
+            (14, 1.0),
+            (28, 2.0),
+            (56, 3.0),
+            (112, 4.0),
+        ] {
+            assert!(
+                (local.conv_ns_at(side * side) - expected).abs() < 1e-9,
+                "{side}"
+            );
+        }
+        assert_eq!(local.conv_ns_at(224 * 224), 9.0);
+        assert_eq!(local.conv_ns_at(usize::MAX), 9.0);
     }
 
     #[test]

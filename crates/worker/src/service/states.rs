@@ -155,6 +155,7 @@ impl State {
 
 impl AwaitOffer {
     fn offer(cx: &mut Context, model: Digest, program: u32, total: u64) -> Result<State, Refused> {
+        cx.takes_new_work()?;
         let sizes = Refused::OfferSizes { program, total };
         let program_bytes = usize::try_from(program).unwrap_or(usize::MAX);
         if program == 0 || program_bytes > MAX_PROGRAM || u64::from(program) > total {
@@ -296,6 +297,9 @@ impl AwaitCalls {
             }
             .into());
         }
+        if round == 0 {
+            cx.takes_new_work()?;
+        }
         cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Call {
@@ -332,6 +336,9 @@ impl AwaitCalls {
         }
         let first = program.first_upload(index).unwrap_or(0);
         let pads = Box::new(Pads::new(seed, ticket, first, &steps.uploads)?);
+        if round == 0 {
+            cx.takes_new_work()?;
+        }
         cx.has_room()?;
         let model = Arc::clone(&self.model);
         cx.outbox.push_back(Pending::Deal {

@@ -743,3 +743,24 @@ fn whatever_frames_come_every_reply_is_one() {
     );
     assert_eq!((store.held().uploads, store.held().reserved), (0, 0));
 }
+
+#[test]
+fn a_paused_worker_begins_nothing() {
+    let model = model();
+    let store = store(Limits::default());
+    let mut service = greeted(&store);
+    store.attention().pause(true);
+    assert_eq!(
+        ask(&mut service, offer(&model)),
+        failed(None, Refused::Paused)
+    );
+    store.attention().pause(false);
+    assert_eq!(ask(&mut service, offer(&model)), want(&model, 0));
+    assert_eq!(ask(&mut service, whole(&model)), ready(&model));
+    store.attention().pause(true);
+    let refused = ask(&mut service, call(5, &[1, 10, 100]));
+    assert_eq!(refused, failed(Some(5), Refused::Paused));
+    assert!(Refused::Paused.to_string().starts_with(BUSY));
+    store.attention().pause(false);
+    assert_eq!(ask(&mut service, call(6, &[1, 10, 100])), answer(6, 222));
+}

@@ -22,7 +22,7 @@ use super::bench::sample;
 use super::plan;
 use crate::Verdict;
 use crate::args::{Calibrate as Args, Dealing};
-use crate::driver::{Manner, drive, millis, progress};
+use crate::driver::{Manner, Rescue, drive, millis, progress};
 use crate::parties::Parties;
 use crate::spawn::OwnWorker;
 use crate::table::table;
@@ -31,7 +31,7 @@ use onnx::Layer;
 /// Layers side by side in the model that measures what a layer costs whatever its size.
 const SIDE_BY_SIDE: usize = 9;
 /// Models that are measured, and the passes.
-const STEPS: u64 = 11;
+const STEPS: u64 = 15;
 /// Pairs of layers in the model that measures traffic.
 const CHAIN: usize = 4;
 /// Inferences of each model, the median counts: the most, and the least where each is slow.
@@ -143,7 +143,7 @@ fn measure(at: &At) -> Result<Rates> {
         .collect();
     let chain = run(&[1568, 16], &chain, 1)?;
     let rows = run(&[64, 2048], &[product(2048, 2048)], 1)?;
-    let spatial = run(&[1, 512, 14, 14], &[conv(512, 1, 3)], 1)?;
+    let spatial = run(&[1, 256, 28, 28], &[conv(256, 1, 3)], 1)?;
     // The same traffic twice, with nine times the work.
     let depthwise = |side| vec![conv(96, 96, side), conv(96, 96, side)];
     let small = run(&[1, 96, 56, 56], &depthwise(3), 1)?;
@@ -187,7 +187,16 @@ fn measure(at: &At) -> Result<Rates> {
         thin.0.rest(&thin.1, &without_work).wall / thin.0.macs()
     };
     rates.local.product_ns = rows.0.local()? / rows.0.macs();
-    rates.local.conv_ns = spatial.0.local()? / spatial.0.macs();
+    let by_size = |channels: usize, side: usize| {
+        let split = Split::new(&[1, channels, side, side], &[conv(channels, 1, 3)], 1)?;
+        let taken = split.local()? / split.macs();
+        bar.inc(1);
+        Ok::<_, anyhow::Error>(taken)
+    };
+    rates.local.conv_ns = by_size(512, 14)?;
+    rates.local.conv_56_ns = by_size(128, 56)?;
+    rates.local.conv_112_ns = by_size(128, 112)?;
+    rates.local.conv_224_ns = by_size(64, 224)?;
     rates.local.depthwise_ns = small.0.local()? / small.0.macs();
     rates.local.weight_ns = thin.0.local()? / thin.0.macs();
     bar.finish_and_clear();
@@ -262,6 +271,8 @@ impl Split {
             settings: &settings,
             show: false,
             ahead: false,
+            camera: None,
+            rescue: Rescue::default(),
         };
         let run = |runs| {
             let inputs = vec![input.clone(); runs];
@@ -269,7 +280,7 @@ impl Split {
             ensure!(
                 outcome.lie.is_none(),
                 "worker {} lied while it was measured",
-                outcome.worker
+                at.address
             );
             Ok(outcome)
         };

@@ -35,6 +35,10 @@ pub(super) fn run(args: &Args, demand: &Demand) -> Result<Verdict> {
         args.dump_layers.is_none() && args.stored.store.is_none() && args.dealing.dealer.is_none(),
         "--dump-layers, --store and --dealer are not for {preset}"
     );
+    ensure!(
+        args.frames.is_none() && args.deadline.is_none() && !args.finish_locally,
+        "--frames, --deadline and --finish-locally are not for {preset}"
+    );
     let labels = output::read_labels(args.labels.as_deref())?;
     let parties = Parties::of(&args.dealing, &args.worker)?;
     let model = load_for_inputs(args)?;
@@ -185,6 +189,8 @@ impl Home {
         let mut report = blank(&plan, &args.job.preset);
         let mut audit = AuditField::default();
         let mut results = Results {
+            of: Vec::new(),
+            kept: None,
             tensors: Vec::new(),
             singles: Vec::new(),
             cpu: Cpu::default(),
@@ -215,6 +221,7 @@ impl Home {
             failed += output.failed;
             audit.answers += output.answers;
             results.singles.push(single(&output));
+            results.of.push(index);
             results.tensors.push(output.run.tensors);
             lie = self.settle(&mut audit)?;
             if lie.is_some() {
@@ -323,6 +330,8 @@ fn blank(plan: &Plan, preset: &str) -> Report {
         worker: None,
         tickets: None,
         floats: None,
+        frames: None,
+        finished_here: 0,
         inferences: Vec::new(),
     }
 }
