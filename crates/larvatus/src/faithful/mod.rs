@@ -16,6 +16,7 @@
 //! theorems' proofs was not at hand.
 
 mod audit;
+mod flight;
 mod leak;
 mod masks;
 mod plan;

@@ -9,7 +9,7 @@ use larvatus_proto::program::{Form, Held, LayerId, LayerSpec, Program};
 use larvatus_proto::wire::Writer;
 
 use super::{Demand, Leak, MaskSource, Sharing};
-use crate::inference::{Opened, Steps};
+use crate::inference::Steps;
 use crate::model::linear::{Linear, StaysLocal, recognise, share_uploads};
 use crate::model::rounds::{Cut, Placed};
 use crate::model::{Model, Port};
@@ -293,7 +293,7 @@ impl Plan {
 }
 
 impl Steps for Plan {
-    type Answer = super::session::Believed;
+    type Answer = super::flight::Believed;
 
     fn inputs(&self) -> &[Port] {
         &self.ports.0
@@ -335,12 +335,5 @@ fn layer(placed: &mut Placed) -> Layer {
             planes: 1,
             shift: 0,
         },
-    }
-}
-
-/// Values of an answer, whoever made them: [`Opened`] where the session does.
-impl Opened for super::session::Believed {
-    fn into_parts(self) -> (crate::pool::Floats, Vec<larvatus_kernels::fixed::MaxAbs>) {
-        (self.into_values(), Vec::new())
     }
 }
