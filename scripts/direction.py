@@ -17,6 +17,7 @@ ALLOWED = {
     "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
     "larvatus-cli": None,
+    "larvatus-lab": None,
     "larvatus-testkit": None,
 }
 # Crates that may not come near the trusted code base's arithmetic and protocol.

@@ -50,7 +50,8 @@ pub(crate) enum Command {
 pub(crate) struct Job {
     /// The model, an ONNX file.
     pub(crate) model: PathBuf,
-    /// What must hold, by name: local, local-exact, clear, integrity, slalom, verisplit-exact, whole-audited.
+    /// What must hold, by name: local, local-exact, clear, integrity, slalom, verisplit-exact, whole-audited; for comparison, with
+    /// masks in floats that leak: verisplit, verisplit-privacy, verisplit-weights, verisplit-integrity.
     #[arg(long, default_value = "slalom", value_name = "NAME")]
     pub(crate) preset: String,
     /// What must hold, as a TOML file; see the README.
@@ -66,6 +67,22 @@ pub(crate) struct Job {
     /// The shape of an input that the model leaves open, such as `ids=1x128`.
     #[arg(long, value_name = "NAME=DxD")]
     pub(crate) shape: Vec<String>,
+    #[command(flatten)]
+    pub(crate) floats: Floats,
+}
+
+/// What the presets in floats are asked for: verisplit, verisplit-privacy, verisplit-weights, verisplit-integrity.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Floats {
+    /// Masks in floats are so many times as large as the data, a power of two: one of so many elements leaks.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub(crate) mask_times: u32,
+    /// The same of the masks that share the weights between two workers.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub(crate) weight_mask_times: u32,
+    /// The share of answers in floats that are recomputed later.
+    #[arg(long, default_value_t = 0.05, value_name = "FRACTION")]
+    pub(crate) audit_share: f64,
 }
 
 #[derive(clap::Args, Debug)]

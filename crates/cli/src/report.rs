@@ -9,6 +9,10 @@ use crate::feed::Kept;
 use crate::memory::Memory;
 use crate::tickets::Sources;
 
+pub(crate) use floats::{FloatAudit, Floats, LeakField};
+
+mod floats;
+
 /// What a run did and what it guarantees. Totals first, one object an inference under
 /// `inferences` where there are several.
 #[derive(Serialize)]
@@ -34,6 +38,9 @@ pub(crate) struct Report {
     pub(crate) tickets: Option<Tickets>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<AuditField>,
+    /// What masks in floats leak, and what was audited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) floats: Option<Floats>,
     /// How a camera's frames fared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) frames: Option<Frames>,
@@ -203,6 +210,7 @@ impl Report {
             worker: None,
             tickets: None,
             audit: None,
+            floats: None,
             frames: None,
             finished_here: 0,
             inferences: Vec::new(),
@@ -256,7 +264,7 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-fn layers(rows: Vec<Row>, preset: &str) -> Vec<LayerField> {
+pub(crate) fn layers(rows: Vec<Row>, preset: &str) -> Vec<LayerField> {
     let field = |row: Row| {
         let local = |word: &str| (word.to_owned(), "local".to_owned(), "local".to_owned());
         let (placement, hiding, integrity) = if preset == Preset::LocalExact.to_string() {

@@ -278,9 +278,9 @@ fn leaves(model: &Model, recorded: &Recorded) -> BTreeMap<LeafId, Vec<u8>> {
     let all: Vec<LeafId> = (0..layout.leaves())
         .filter_map(|n| layout.leaf(n))
         .collect();
-    let opening = recorded.open(&all).expect("in order");
+    let opening = recorded.open(&all, &[]).expect("in order");
     let opened = opening
-        .verify(recorded.root(), layout, &all)
+        .verify(recorded.root(), layout, &all, &[])
         .expect("its own");
     let pairs = opened.leaves();
     pairs.map(|(leaf, bytes)| (leaf, bytes.to_vec())).collect()

@@ -14,6 +14,7 @@
 //! - [`activation`]: the functions that follow a layer;
 //! - [`check`]: what equal sums prove;
 //! - [`linear`]: exact convolutions and matrix products, and their transposes;
+//! - [`float`]: the same in IEEE floats, and how far they may be off;
 //! - [`local`]: float operators that stay on the trusted side;
 //! - [`isa`]: which instruction sets may be used, as unforgeable tokens.
 #![deny(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod activation;
 pub mod check;
 pub mod field;
 pub mod fixed;
+pub mod float;
 pub mod hide;
 #[allow(unsafe_code)]
 pub mod isa;

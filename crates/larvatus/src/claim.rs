@@ -20,6 +20,7 @@ use subtle::Choice;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::WorkerMisbehaved;
+use crate::inference::Opened;
 use crate::plan::{Layer, Upload};
 use crate::pool::{Floats, Pool};
 use crate::secret::{Checks, Unmask};
@@ -262,9 +263,9 @@ pub(crate) struct Checked {
     maxima: Vec<MaxAbs>,
 }
 
-impl Checked {
+impl Opened for Checked {
     /// The values, and the largest magnitude of each row (or channel) by image.
-    pub(crate) fn into_parts(self) -> (Floats, Vec<MaxAbs>) {
+    fn into_parts(self) -> (Floats, Vec<MaxAbs>) {
         (self.values, self.maxima)
     }
 }

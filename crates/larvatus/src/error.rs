@@ -41,6 +41,18 @@ pub enum WorkerMisbehaved {
         /// Words received.
         got: usize,
     },
+    /// An answer in floats is farther from the product than rounding explains.
+    #[error(
+        "layer {layer}: output {output} of the answer for image {image} is not the product, and rounding does not explain it"
+    )]
+    BeyondRounding {
+        /// Which layer.
+        layer: LayerId,
+        /// Which image of the call.
+        image: usize,
+        /// The first such output.
+        output: usize,
+    },
     /// An answer names a call that was never made.
     #[error("an answer to call {call}, which was never made ({made} were)")]
     UnknownCall {
@@ -91,7 +103,9 @@ impl WorkerMisbehaved {
     /// The layer concerned, if it is one.
     pub fn layer(&self) -> Option<LayerId> {
         match self {
-            Self::ProductMismatch { layer, .. } | Self::NotCanonical { layer, .. } => Some(*layer),
+            Self::ProductMismatch { layer, .. }
+            | Self::NotCanonical { layer, .. }
+            | Self::BeyondRounding { layer, .. } => Some(*layer),
             Self::AnswerLength { .. }
             | Self::UnknownCall { .. }
             | Self::OtherModel { .. }
@@ -109,6 +123,7 @@ impl WorkerMisbehaved {
             Self::ProductMismatch { .. } => "product-mismatch",
             Self::NotCanonical { .. } => "not-canonical",
             Self::AnswerLength { .. } => "answer-length",
+            Self::BeyondRounding { .. } => "beyond-rounding",
             Self::UnknownCall { .. } => "unknown-call",
             Self::OtherModel { .. } => "other-model",
             Self::BeyondModel { .. } => "beyond-model",

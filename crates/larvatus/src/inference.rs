@@ -7,14 +7,32 @@ use larvatus_kernels::fixed::MaxAbs;
 use larvatus_proto::program::LayerId;
 use tract_onnx::prelude::{IntoTValue, Tensor};
 
-use crate::claim::Checked;
 use crate::error::{InferError, InputError};
 use crate::model::linear::floats;
-use crate::model::rounds::{Segment, Slot};
-use crate::model::{ModelError, engine, guarded};
+use crate::model::rounds::{Cut, Segment, Slot};
+use crate::model::{ModelError, Port, engine, guarded};
 use crate::plan::{Plan, PlannedRound, Upload};
 use crate::pool::{Floats, Pool};
 use crate::tensor::check_inputs;
+
+/// What an inference follows: the same cut of a graph, whoever computes its linear calls and in which numbers.
+pub(crate) trait Steps {
+    /// The only values that answers may become: what a session must have made of them before they are used.
+    type Answer: Opened;
+
+    /// The model's inputs.
+    fn inputs(&self) -> &[Port];
+    /// The cut.
+    fn cut(&self) -> &Cut;
+    /// The rounds.
+    fn rounds(&self) -> &[PlannedRound];
+}
+
+/// An answer's values, in the layer's layout.
+pub(crate) trait Opened {
+    /// The values, and the largest magnitude of each of equal runs of them, where known.
+    fn into_parts(self) -> (Floats, Vec<MaxAbs>);
+}
 
 /// What an inference needs next.
 pub(crate) enum Next {
@@ -25,8 +43,8 @@ pub(crate) enum Next {
 }
 
 /// The live tensors of one inference.
-pub(crate) struct Inference {
-    plan: Arc<Plan>,
+pub(crate) struct Inference<P = Plan> {
+    plan: Arc<P>,
     values: Vec<Option<Value>>,
     /// Where opened answers lie.
     pool: Pool,
@@ -68,13 +86,9 @@ enum Value {
     },
 }
 
-impl Inference {
+impl<P: Steps> Inference<P> {
     /// Takes the inputs, if the plan was made for them.
-    pub(crate) fn new(
-        plan: Arc<Plan>,
-        inputs: Vec<Tensor>,
-        pool: Pool,
-    ) -> Result<Self, InputError> {
+    pub(crate) fn new(plan: Arc<P>, inputs: Vec<Tensor>, pool: Pool) -> Result<Self, InputError> {
         check_inputs(plan.inputs(), &inputs)?;
         let mut values: Vec<Option<Value>> = Vec::new();
         values.resize_with(plan.cut().slots, || None);
@@ -179,7 +193,7 @@ impl Inference {
             Value::Tensor(tensor) => return Ok(Arc::clone(tensor)),
             Value::Opened { layer, values, .. } => (layer, values),
         };
-        let shape = &self.plan.layers()[layer.index()].placed.tail.shape;
+        let shape = &self.plan.cut().calls[layer.index()].tail.shape;
         let tensor = Tensor::from_shape(shape, values).map_err(|err| InferError::Local {
             message: err.to_string(),
         })?;
@@ -249,13 +263,13 @@ impl Inference {
     pub(crate) fn settle(
         &mut self,
         round: &PlannedRound,
-        answers: Vec<Checked>,
+        answers: Vec<P::Answer>,
     ) -> Result<(), InferError> {
         let plan = Arc::clone(&self.plan);
         for ((id, _), answer) in round.calls.iter().zip(answers) {
-            let layer = &plan.layers()[id.index()];
+            let placed = &plan.cut().calls[id.index()];
             let (values, maxima) = answer.into_parts();
-            let (values, maxima) = match &layer.placed.linear.output_order {
+            let (values, maxima) = match &placed.linear.output_order {
                 None => (values, maxima),
                 Some(order) => {
                     let mut ordered = self.pool.take(values.len());
@@ -263,7 +277,7 @@ impl Inference {
                     (ordered, Vec::new())
                 }
             };
-            self.values[layer.placed.output.0] = Some(Value::Opened {
+            self.values[placed.output.0] = Some(Value::Opened {
                 layer: *id,
                 values,
                 maxima,

@@ -13,6 +13,7 @@
 //! * [`audit`]: a worker runs the whole network in clear, signs it and is audited later,
 //! * [`exact`]: the same network, all of it here,
 //! * [`whole`]: the same network as one program, for a worker that runs all of it,
+//! * [`faithful`]: a mode that masks with floats and leaks, to be compared with,
 //! * [`error`]: what can go wrong, split by whose fault it is.
 //!
 //! Load, plan, run, and print what is guaranteed, with a worker in the same process:
@@ -50,6 +51,7 @@ mod engine;
 mod equations;
 pub mod error;
 pub mod exact;
+pub mod faithful;
 mod inference;
 pub mod model;
 pub mod plan;

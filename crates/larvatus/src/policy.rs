@@ -166,7 +166,8 @@ pub enum PolicyError {
     },
     /// A preset's name is unknown.
     #[error(
-        "no preset {given:?}; there are local, local-exact, clear, integrity, slalom, verisplit-exact and whole-audited"
+        "no preset {given:?}; there are local, local-exact, clear, integrity, slalom, verisplit-exact and whole-audited; and in floats \
+         verisplit, verisplit-privacy, verisplit-weights and verisplit-integrity"
     )]
     NoSuchPreset {
         /// The name given.

@@ -140,7 +140,7 @@ fn planes(steps: &[i32], bits: u32) -> Result<Weights, StaysLocal> {
 }
 
 /// Which output channel a weight belongs to.
-struct Channels {
+pub(crate) struct Channels {
     count: usize,
     /// Weights of one channel that lie side by side (planar), or 0 (tokens).
     run: usize,
@@ -149,7 +149,7 @@ struct Channels {
 }
 
 impl Channels {
-    fn of(shape: &Shape) -> Self {
+    pub(crate) fn of(shape: &Shape) -> Self {
         match shape {
             Shape::Conv(conv) => Self {
                 count: conv.out_channels,
@@ -166,7 +166,7 @@ impl Channels {
         }
     }
 
-    fn of_weight(&self, ix: usize) -> usize {
+    pub(crate) fn of_weight(&self, ix: usize) -> usize {
         match self.run {
             0 => ix / self.group * self.columns + ix % self.columns,
             run => ix / run,

@@ -39,6 +39,11 @@ impl Entropy {
         derive(label, &[&self.0, &plan.digest().0])
     }
 
+    /// The same for a plan that is named by its digest.
+    pub(crate) fn derive_for(&self, label: &str, plan: Digest) -> Zeroizing<[u8; 32]> {
+        derive(label, &[&self.0, &plan.0])
+    }
+
     /// A key that is bound to no plan.
     pub(crate) fn derive_alone(&self, label: &str) -> Zeroizing<[u8; 32]> {
         derive(label, &[&self.0])

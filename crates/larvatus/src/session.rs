@@ -9,7 +9,7 @@
 //! A lie ends the session: its check vectors might no longer be secret, so every inference in
 //! flight is discarded, its tickets with it, and another session draws everything afresh.
 
-mod conversation;
+pub(crate) mod conversation;
 mod flight;
 mod line;
 

@@ -2,6 +2,7 @@
 
 mod model;
 
+use larvatus_kernels::float;
 use larvatus_kernels::linear::{Conv, MatMul, Shape, ShapeError};
 
 use crate::wire::{DecodeError, Reader, Writer};
@@ -60,6 +61,11 @@ impl LayerSpec {
         self.images * self.shape.outputs()
     }
 
+    /// Floats that stand for it where weights are floats: its weights and its bias.
+    pub fn float_count(&self) -> usize {
+        self.shape.weights() + float::channels(&self.shape)
+    }
+
     /// Bytes of its weights in an upload.
     pub fn weight_bytes(&self) -> usize {
         usize::from(self.planes) * self.shape.weights()
@@ -69,7 +75,7 @@ impl LayerSpec {
 /// How the elements of requests travel. Answers are always words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// A canonical word each.
+    /// A word each: canonical, or the bits of a float where the weights are floats.
     Words,
     /// 16 bits each, signed, two to a word with the first in the low half; where an upload has an
     /// odd number of elements, its last half is unused. For what is not hidden.
@@ -95,6 +101,9 @@ pub enum Held {
     Words,
     /// A seed of [`SEED`] bytes: the first share, which follows from it.
     Seed,
+    /// IEEE binary32, weights and then one bias for each output channel. Requests and answers are the bits of
+    /// such floats, a word each, and nothing is computed modulo p.
+    Floats,
 }
 
 /// Bytes of a seed in the place of weights.
@@ -178,7 +187,7 @@ impl Program {
         Ok(program)
     }
 
-    /// The same program for a worker that is given its weights in this way. Shares have one plane.
+    /// The same program for a worker that is given its weights in this way. Shares and floats have one plane.
     #[must_use]
     pub fn with_held(&self, held: Held) -> Self {
         let mut program = Self {
@@ -302,13 +311,18 @@ impl Program {
             Held::Planes => bytes.fold(0, u64::saturating_add),
             Held::Words => bytes.fold(0, u64::saturating_add).saturating_mul(4),
             Held::Seed => SEED as u64,
+            Held::Floats => {
+                let layers = self.layers.iter();
+                let bytes = layers.map(|layer| 4 * layer.float_count() as u64);
+                bytes.fold(0, u64::saturating_add)
+            }
         }
     }
 
     /// Bytes of the weights once a worker holds them: where they follow from a seed, what it grows to.
     pub fn expanded_bytes(&self) -> u64 {
         match self.held {
-            Held::Planes | Held::Words => self.weight_bytes(),
+            Held::Planes | Held::Words | Held::Floats => self.weight_bytes(),
             Held::Seed => self.with_held(Held::Words).weight_bytes(),
         }
     }
@@ -324,6 +338,7 @@ impl Program {
             Held::Planes => PLANES,
             Held::Words => SHARE,
             Held::Seed => SEEDED,
+            Held::Floats => FLOATS,
         });
         out.count(self.layers.len());
         for layer in &self.layers {
@@ -364,6 +379,7 @@ impl Program {
             PLANES => Held::Planes,
             SHARE => Held::Words,
             SEEDED => Held::Seed,
+            FLOATS => Held::Floats,
             tag => {
                 return Err(DecodeError::UnknownTag {
                     what: "way to give weights",
@@ -388,6 +404,13 @@ impl Program {
                 what: "planes of a share",
                 expected: 1,
                 got: 2,
+            });
+        }
+        if held == Held::Floats && form != Form::Words {
+            return Err(DecodeError::Inconsistent {
+                what: "form of floats",
+                expected: u64::from(WORDS),
+                got: u64::from(HALVES),
             });
         }
         Ok(shared)
@@ -421,6 +444,7 @@ const HALVES: u8 = 2;
 const PLANES: u8 = 1;
 const SHARE: u8 = 2;
 const SEEDED: u8 = 3;
+const FLOATS: u8 = 4;
 const CONV: u8 = 1;
 const MATMUL: u8 = 2;
 

@@ -7,7 +7,7 @@ use larvatus_proto::commit::CommitError;
 use larvatus_proto::program::WorkerModel;
 use larvatus_proto::wire::DecodeError;
 
-/// An engine that computes exact linear layers modulo p = 2³¹ − 1.
+/// An engine that computes linear layers: exactly, modulo p = 2³¹ − 1, or in IEEE floats where a program says so.
 pub trait Backend: Send + Sync {
     /// What it calls itself, for people: `cpu avx512, 2 threads`.
     fn name(&self) -> String;
@@ -48,7 +48,8 @@ pub trait Loaded: Send + Sync {
     ///
     /// Shapes: `words` are the round's uploads one after the other, the result its calls'
     /// answers one after the other, images in order within each.
-    /// Domain: any words. Exactness: exact, answers canonical (below p).
+    /// Domain: any words. Exactness: exact, answers canonical (below p); with weights in floats, sums of products in
+    /// binary32 in any order.
     ///
     /// # Errors
     /// [`BackendError::Round`] and [`BackendError::Words`] where the program has no such round;

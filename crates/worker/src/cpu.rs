@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use larvatus_graph::trace::{Recorded, Recorder};
 use larvatus_graph::{Model, RunError};
+use larvatus_kernels::float::{FloatLinear, floats, floats_mut};
 use larvatus_kernels::isa::Isa;
 use larvatus_kernels::linear::{Linear, Shape, ShapeError, ShortLinear, WideLinear, halves};
 use larvatus_proto::program::{Form, Held, Program, WorkerModel};
@@ -66,6 +67,10 @@ impl Backend for Cpu {
                 prepare(program, shares, |shape, share| {
                     WideLinear::new(shape, share).map(Layer::Share)
                 })
+            }
+            Held::Floats => {
+                let floats = model.floats().map_err(BackendError::Weights)?;
+                Ok(floats.into_iter().map(Layer::Floats).collect())
             }
         })?;
         Ok(Box::new(Prepared {
@@ -137,6 +142,7 @@ enum Layer {
     Words(Linear),
     Halves(ShortLinear),
     Share(WideLinear),
+    Floats(FloatLinear),
 }
 
 impl Layer {
@@ -145,6 +151,10 @@ impl Layer {
         match self {
             Self::Words(layer) => layer.apply_many(&images(step, parts), y),
             Self::Share(layer) => layer.apply_many(&images(step, parts), y),
+            Self::Floats(layer) => {
+                let images = images(step, parts).into_iter().zip(y);
+                images.for_each(|(x, y)| layer.apply(floats(x), floats_mut(y)));
+            }
             Self::Halves(layer) => {
                 let images = parts
                     .iter()
@@ -160,6 +170,7 @@ impl Layer {
             Self::Words(layer) => layer.bytes(),
             Self::Halves(layer) => layer.bytes(),
             Self::Share(layer) => layer.bytes(),
+            Self::Floats(layer) => layer.bytes(),
         }
     }
 }
@@ -228,13 +239,15 @@ fn rounds(program: &Program) -> Vec<Steps> {
                 .fold(0, usize::saturating_add);
             let weights = weights.saturating_mul(match program.held() {
                 Held::Planes => 1,
-                Held::Words | Held::Seed => 4,
+                Held::Words | Held::Seed | Held::Floats => 4,
             });
             Steps {
-                together: match program.form() {
-                    Form::Words => together(weights, 4 * (request + answer)),
+                together: match (program.form(), program.held()) {
                     // These layers take one input after the other.
-                    Form::Halves => 1,
+                    (Form::Halves, _) | (_, Held::Floats) => 1,
+                    (Form::Words, Held::Planes | Held::Words | Held::Seed) => {
+                        together(weights, 4 * (request + answer))
+                    }
                 },
                 request,
                 answer,

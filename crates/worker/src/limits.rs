@@ -251,6 +251,8 @@ fn layer_packed(layer: &LayerSpec, held: Held) -> (usize, u64) {
     };
     let (matrix, other) = match held {
         Held::Planes => (matrix.saturating_mul(planes), other),
+        // As they are uploaded.
+        Held::Floats => (4 * layer.float_count() as u64, 0),
         // A word for each weight, and at the points of a 3×3 kernel.
         Held::Words | Held::Seed => (
             matrix.saturating_mul(4 * groups as u64),

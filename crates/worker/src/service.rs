@@ -163,6 +163,9 @@ pub enum Refused {
         /// Bytes that it would have.
         got: usize,
     },
+    /// A deal for a program in floats, which has no pads in the field.
+    #[error("this program computes with floats, a dealer's pads are field elements")]
+    FloatPads,
     /// The program has more uploads than streams have names for.
     #[error(
         "upload {got} of a program whose pads can be numbered up to {}",

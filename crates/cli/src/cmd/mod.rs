@@ -14,7 +14,8 @@ mod worker;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use larvatus::faithful::{self, Demand, Fraction, Times};
 use larvatus::model::Model;
 use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
@@ -110,6 +111,9 @@ impl Named {
                 policy,
             });
         }
+        if floats(job)?.is_some() {
+            bail!("preset {} is for run and plan only", job.preset);
+        }
         let preset: Preset = job.preset.parse()?;
         Ok(Self {
             name: preset.to_string(),
@@ -132,6 +136,29 @@ impl Named {
     pub(crate) fn offloads(&self) -> bool {
         self.preset.is_none_or(Preset::offloads)
     }
+}
+
+/// What a preset in floats demands; nothing where the job names none.
+pub(crate) fn floats(job: &Job) -> Result<Option<Demand>> {
+    let Ok(preset) = job.preset.parse::<faithful::Preset>() else {
+        return Ok(None);
+    };
+    if job.policy.is_some() {
+        return Ok(None);
+    }
+    ensure!(
+        job.rates.is_none() && !job.fresh_check,
+        "--rates and --fresh-check are not for {preset}"
+    );
+    let times = |what, times| {
+        Times::new(times)
+            .with_context(|| format!("{what} {times}: a power of two from 2 to 8388608 is wanted"))
+    };
+    let data = times("--mask-times", job.floats.mask_times)?;
+    let weights = times("--weight-mask-times", job.floats.weight_mask_times)?;
+    let audit = Fraction::new(job.floats.audit_share)
+        .context("--audit-share: a number above 0 and at most 1 is wanted")?;
+    Ok(Some(preset.demand(data, weights, audit)))
 }
 
 /// Shapes given on the command line.

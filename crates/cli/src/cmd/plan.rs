@@ -15,14 +15,19 @@ use larvatus::whole::Whole;
 use serde_json::json;
 
 use super::bench::sample;
-use super::{Named, load, nothing_pays, plan, shapes};
+use super::{Named, floats, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Plan as Args;
 use crate::driver::millis;
 use crate::store;
 use crate::table::{bytes, count, shorten, table};
 
+mod in_floats;
+
 pub(super) fn run(args: &Args) -> Result<Verdict> {
+    if let Some(demand) = floats(&args.job)? {
+        return in_floats::run(args, &demand);
+    }
     let named = Named::of(&args.job)?;
     let model = load(&args.job.model, &shapes(&args.job.shape)?)?;
     if named.preset == Some(Preset::WholeAudited) {
@@ -91,46 +96,13 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(Verdict::Accepted);
     }
-    let cells = |row: &Row| {
-        let away = row.placement == "worker";
-        vec![
-            shorten(&row.name, 36),
-            row.op.clone(),
-            row.shape.clone(),
-            count(row.macs),
-            if away { bytes(row.up) } else { "-".to_owned() },
-            if away {
-                bytes(row.down)
-            } else {
-                "-".to_owned()
-            },
-            row.round
-                .map_or_else(|| "-".to_owned(), |round| round.to_string()),
-            row.placement.to_owned(),
-            row.guarantee.clone(),
-            row.why.clone(),
-        ]
-    };
-    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    let head = [
-        "layer",
-        "op",
-        "shape",
-        "MACs",
-        "up",
-        "down",
-        "round",
-        "placement",
-        "guarantee",
-        "why",
-    ];
     if rows.is_empty() {
         println!(
             "no layer of this model is a linear map with constant weights; all of it runs here"
         );
         return Ok(Verdict::Accepted);
     }
-    print!("{}", table(&head, &cells));
+    print_rows(&rows);
     println!();
     let all = total(|row| row.macs).max(1);
     println!(
@@ -226,6 +198,44 @@ fn whole(args: &Args, named: &Named, model: &Model) -> Result<Verdict> {
     );
     println!("guarantee: {}", terms.sentence());
     Ok(Verdict::Accepted)
+}
+
+/// The layers as a table.
+fn print_rows(rows: &[Row]) {
+    let cells = |row: &Row| {
+        let away = row.placement == "worker";
+        vec![
+            shorten(&row.name, 36),
+            row.op.clone(),
+            row.shape.clone(),
+            count(row.macs),
+            if away { bytes(row.up) } else { "-".to_owned() },
+            if away {
+                bytes(row.down)
+            } else {
+                "-".to_owned()
+            },
+            row.round
+                .map_or_else(|| "-".to_owned(), |round| round.to_string()),
+            row.placement.to_owned(),
+            row.guarantee.clone(),
+            row.why.clone(),
+        ]
+    };
+    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let head = [
+        "layer",
+        "op",
+        "shape",
+        "MACs",
+        "up",
+        "down",
+        "round",
+        "placement",
+        "guarantee",
+        "why",
+    ];
+    print!("{}", table(&head, &cells));
 }
 
 /// Local work is timed so often; the fastest counts.

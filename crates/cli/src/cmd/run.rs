@@ -14,7 +14,7 @@ use larvatus::store::Store;
 use larvatus::tensor::Tensor;
 use larvatus_host::thread_cpu;
 
-use super::{Named, load, nothing_pays, plan, shapes};
+use super::{Named, floats, load, nothing_pays, plan, shapes};
 use crate::Verdict;
 use crate::args::Run as Args;
 use crate::driver::{Lie, Manner, Outcome, Rescue, drive, millis, next_here};
@@ -29,6 +29,7 @@ use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
+mod in_floats;
 mod whole;
 
 /// Everything a run yields, whoever computed it.
@@ -44,6 +45,9 @@ struct Results {
 }
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
+    if let Some(demand) = floats(&args.job)? {
+        return in_floats::run(args, &demand);
+    }
     let named = Named::of(&args.job)?;
     ensure!(
         args.dump_layers.is_none() || named.preset == Some(Preset::LocalExact),
@@ -440,18 +444,7 @@ fn split(
         ..Settings::default()
     };
     let two = plan.policy().secrecy() == Secrecy::TwoWorkers;
-    let own: Vec<OwnWorker> = match (args.worker.len(), two) {
-        (0, false) => vec![OwnWorker::start(None)?],
-        (0, true) if args.dealing.danger_local_workers => {
-            vec![OwnWorker::start(None)?, OwnWorker::start(None)?]
-        }
-        (0 | 1, true) => bail!(
-            "{} needs two workers of different parties, --worker tls://HOST:PORT#PIN twice; \
-             to try it out, --danger-local-workers starts two here",
-            args.job.preset
-        ),
-        _ => Vec::new(),
-    };
+    let own = own_workers(args, two)?;
     let started: Vec<String> = own.iter().map(OwnWorker::address).collect();
     let workers = match started.is_empty() {
         true => &args.worker,
@@ -473,6 +466,22 @@ fn split(
         },
     };
     drive(plan, workers, parties, store, inputs, &manner)
+}
+
+/// The workers that are started here, where the command line names none.
+fn own_workers(args: &Args, two: bool) -> Result<Vec<OwnWorker>> {
+    Ok(match (args.worker.len(), two) {
+        (0, false) => vec![OwnWorker::start(None)?],
+        (0, true) if args.dealing.danger_local_workers => {
+            vec![OwnWorker::start(None)?, OwnWorker::start(None)?]
+        }
+        (0 | 1, true) => bail!(
+            "{} needs two workers of different parties, --worker tls://HOST:PORT#PIN twice; \
+             to try it out, --danger-local-workers starts two here",
+            args.job.preset
+        ),
+        _ => Vec::new(),
+    })
 }
 
 fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
@@ -527,6 +536,7 @@ fn local_report(model: &Model, preset: &str) -> Report {
         worker: None,
         tickets: None,
         audit: None,
+        floats: None,
         frames: None,
         finished_here: 0,
         inferences: Vec::new(),
@@ -644,6 +654,9 @@ fn print_costs(report: &Report, inferences: usize) {
     println!("{}", report.memory.sentence());
     if let Some(audit) = &report.audit {
         print_audit(audit);
+    }
+    if let Some(floats) = &report.floats {
+        floats.print();
     }
     println!("guarantee: {}", report.guarantee);
 }

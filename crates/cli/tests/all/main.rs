@@ -8,6 +8,7 @@ mod common;
 mod dealing;
 mod every_step;
 mod failures;
+mod floats;
 mod liars;
 mod onnx;
 mod pairing;

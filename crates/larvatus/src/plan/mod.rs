@@ -4,7 +4,7 @@ mod cost;
 mod guarantee;
 mod paying;
 mod rates;
-mod row;
+pub(crate) mod row;
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,7 +19,9 @@ pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
 pub use rates::{LinkRates, LocalRates, Rates, RatesError, TrustedRates, WorkerRates};
 pub use row::Row;
 
+use crate::claim::Checked;
 use crate::engine::Engine;
+use crate::inference::Steps;
 use crate::model::linear::{Kind, Linear, StaysLocal, recognise, share_uploads};
 use crate::model::order::Order;
 use crate::model::rounds::{Cut, Placed, Slot};
@@ -196,9 +198,10 @@ impl Plan {
             .unzip();
         let cut = Cut::new(graph, linears)?;
         let layers = layers(&cut, quantised);
-        let rounds = rounds(&cut, &layers)?;
+        let rounds = rounds(&cut)?;
         let form = form(policy);
-        let program = program(form, &layers, &rounds)?;
+        let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
+        let program = program(form, specs, &rounds)?;
         let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
         let worker_model = WorkerModel::new(program, &weights)?;
         let repetitions = match policy.integrity() {
@@ -348,6 +351,22 @@ impl Plan {
     }
 }
 
+impl Steps for Plan {
+    type Answer = Checked;
+
+    fn inputs(&self) -> &[crate::model::Port] {
+        self.inputs()
+    }
+
+    fn cut(&self) -> &Cut {
+        self.cut()
+    }
+
+    fn rounds(&self) -> &[PlannedRound] {
+        self.rounds()
+    }
+}
+
 /// Whether a layer goes to a worker, and with which weights.
 fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
     if policy.keep.contains(&linear.name) {
@@ -419,7 +438,7 @@ fn layers(cut: &Cut, quantised: Vec<Quantised>) -> Vec<Layer> {
     cut.calls.iter().zip(quantised).map(layer).collect()
 }
 
-fn rounds(cut: &Cut, layers: &[Layer]) -> Result<Vec<PlannedRound>, PlanError> {
+pub(crate) fn rounds(cut: &Cut) -> Result<Vec<PlannedRound>, PlanError> {
     let mut rounds = Vec::new();
     let mut uploads = 0_usize;
     for round in 0..cut.rounds() {
@@ -432,12 +451,9 @@ fn rounds(cut: &Cut, layers: &[Layer]) -> Result<Vec<PlannedRound>, PlanError> {
             uploads: Vec::new(),
             calls: Vec::new(),
         };
-        for (layer, id) in layers
-            .iter()
-            .zip(0..)
-            .filter(|(layer, _)| layer.placed.round == round)
-        {
-            let upload = planned.join(LayerId(id), layer);
+        let calls = cut.calls.iter().zip(0..);
+        for (placed, id) in calls.filter(|(placed, _)| placed.round == round) {
+            let upload = planned.join(LayerId(id), placed);
             planned.calls.push((LayerId(id), upload));
         }
         uploads += planned.uploads.len();
@@ -454,17 +470,17 @@ fn rounds(cut: &Cut, layers: &[Layer]) -> Result<Vec<PlannedRound>, PlanError> {
 
 impl PlannedRound {
     /// Finds the upload that a layer reads, or adds it.
-    fn join(&mut self, id: LayerId, layer: &Layer) -> usize {
-        let linear = &layer.placed.linear;
+    fn join(&mut self, id: LayerId, placed: &Placed) -> usize {
+        let linear = &placed.linear;
         let (rows, cols) = linear.shape.input_rows_cols();
         let upload = Upload {
-            slot: layer.placed.input,
+            slot: placed.input,
             order: linear.input_order.clone(),
             images: linear.images,
             rows,
             cols,
             row_scales: matches!(linear.shape, Shape::MatMul(_)),
-            bound: layer.placed.bound,
+            bound: placed.bound,
             readers: vec![id],
         };
         let same = |other: &Upload| {
@@ -500,8 +516,11 @@ impl PlannedRound {
     }
 }
 
-fn program(form: Form, layers: &[Layer], rounds: &[PlannedRound]) -> Result<Program, PlanError> {
-    let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
+pub(crate) fn program(
+    form: Form,
+    specs: Vec<LayerSpec>,
+    rounds: &[PlannedRound],
+) -> Result<Program, PlanError> {
     let rounds = rounds
         .iter()
         .map(|round| Round {

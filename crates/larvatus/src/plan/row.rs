@@ -1,9 +1,10 @@
 //! A plan as a list that people and machines read.
 
 use larvatus_kernels::linear::Shape;
+use larvatus_proto::program::LayerSpec;
 use serde::Serialize;
 
-use super::{Kept, Layer, Plan};
+use super::{Kept, Plan};
 use crate::model::linear::Kind;
 use crate::policy::{CheckDraw, Hiding};
 
@@ -70,7 +71,7 @@ impl Plan {
             Row {
                 name: placed.linear.name.clone(),
                 op: format!("{}{op}", placed.linear.kind),
-                shape: shape(layer),
+                shape: shape(&layer.spec, placed.linear.kind),
                 macs: cost.macs,
                 up: cost.up,
                 down: cost.down,
@@ -96,7 +97,7 @@ impl Plan {
 }
 
 /// A layer that stays.
-fn here(kept: &Kept) -> Row {
+pub(crate) fn here(kept: &Kept) -> Row {
     Row {
         name: kept.name.clone(),
         op: kept.kind.to_string(),
@@ -113,17 +114,18 @@ fn here(kept: &Kept) -> Row {
     }
 }
 
-fn shape(layer: &Layer) -> String {
-    let images = match layer.spec.images {
+/// Sizes, for people.
+pub(crate) fn shape(spec: &LayerSpec, kind: Kind) -> String {
+    let images = match spec.images {
         1 => String::new(),
         images => format!("{images}× "),
     };
-    match &layer.spec.shape {
+    match &spec.shape {
         Shape::Conv(conv) => {
             let [kh, kw] = conv.kernel;
             let [h, w] = conv.input;
             let (from, to) = (conv.in_channels, conv.out_channels);
-            let groups = match (conv.groups, layer.placed.linear.kind) {
+            let groups = match (conv.groups, kind) {
                 (1, _) | (_, Kind::Depthwise) => String::new(),
                 (groups, _) => format!(" ÷{groups}"),
             };

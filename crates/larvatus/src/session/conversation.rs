@@ -15,7 +15,7 @@ use super::Settings;
 use crate::error::{InferError, WorkerFailed, WorkerMisbehaved};
 
 /// The trusted end of the protocol with one worker, without what is computed.
-pub(super) struct Conversation {
+pub(crate) struct Conversation {
     state: State,
     worker: Option<String>,
     outbox: VecDeque<Frame>,
@@ -64,7 +64,7 @@ impl Await {
 }
 
 /// What a reply means for the inferences.
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// Nothing.
     Nothing,
     /// The worker takes calls from here on.
@@ -77,7 +77,7 @@ pub(super) enum Heard {
 const PATIENCE: usize = 256;
 
 impl Conversation {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self {
             state: State::Welcome(Await::NOTHING_SENT),
             worker: None,
@@ -91,12 +91,12 @@ impl Conversation {
     }
 
     /// Whether the worker holds the model and takes calls.
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         matches!(self.state, State::Answers)
     }
 
     /// Why no more calls are taken, if none are.
-    pub(super) fn over(&self) -> Option<InferError> {
+    pub(crate) fn over(&self) -> Option<InferError> {
         match &self.state {
             State::Over(why) => Some(why.clone()),
             State::Closed => Some(
@@ -110,7 +110,7 @@ impl Conversation {
     }
 
     /// What went wrong, if something did.
-    pub(super) fn failure(&self) -> Option<&InferError> {
+    pub(crate) fn failure(&self) -> Option<&InferError> {
         match &self.state {
             State::Over(why) => Some(why),
             State::Welcome(_)
@@ -122,7 +122,7 @@ impl Conversation {
     }
 
     /// Bytes of the model sent, while it is being uploaded.
-    pub(super) fn uploaded(&self) -> Option<u64> {
+    pub(crate) fn uploaded(&self) -> Option<u64> {
         match &self.state {
             State::Upload { next, .. } => Some(*next),
             State::Welcome(_)
@@ -134,12 +134,12 @@ impl Conversation {
     }
 
     /// What the worker calls itself, once it has said so.
-    pub(super) fn worker_name(&self) -> Option<&str> {
+    pub(crate) fn worker_name(&self) -> Option<&str> {
         self.worker.as_deref()
     }
 
     /// Ends it; `false` if it had ended before.
-    pub(super) fn end(&mut self, why: InferError) -> bool {
+    pub(crate) fn end(&mut self, why: InferError) -> bool {
         if matches!(self.state, State::Over(_) | State::Closed) {
             return false;
         }
@@ -158,18 +158,18 @@ impl Conversation {
     }
 
     /// The number of the next call.
-    pub(super) fn next_call(&self) -> u64 {
+    pub(crate) fn next_call(&self) -> u64 {
         self.next_call
     }
 
     /// Makes the call that had the next number.
-    pub(super) fn call(&mut self, frame: Frame) {
+    pub(crate) fn call(&mut self, frame: Frame) {
         self.next_call += 1;
         self.outbox.push_back(frame);
     }
 
     /// Sends a request again.
-    pub(super) fn repeat(&mut self, frame: Frame) {
+    pub(crate) fn repeat(&mut self, frame: Frame) {
         self.retries += 1;
         self.outbox.push_back(frame);
     }
@@ -178,7 +178,7 @@ impl Conversation {
     ///
     /// # Errors
     /// Why the conversation must end.
-    pub(super) fn hear(
+    pub(crate) fn hear(
         &mut self,
         frame: Frame,
         model: &WorkerModel,
@@ -283,7 +283,7 @@ impl Conversation {
     ///
     /// # Errors
     /// [`WorkerMisbehaved::Flood`] after too many.
-    pub(super) fn unasked(&mut self) -> Result<(), WorkerMisbehaved> {
+    pub(crate) fn unasked(&mut self) -> Result<(), WorkerMisbehaved> {
         self.unasked += 1;
         // A link that repeats frames may answer each request of ours twice.
         let calls = usize::try_from(self.next_call).unwrap_or(usize::MAX);
@@ -296,7 +296,7 @@ impl Conversation {
     }
 
     /// What the worker may send now.
-    pub(super) fn limits(&self, model: Option<&WorkerModel>) -> FrameLimits {
+    pub(crate) fn limits(&self, model: Option<&WorkerModel>) -> FrameLimits {
         let words = match &self.state {
             State::Answers => model.map_or(0, |model| model.program().largest_answer()),
             State::Welcome(_)
@@ -312,7 +312,7 @@ impl Conversation {
     }
 
     /// What to say next. `done` says goodbye to a worker that is ready.
-    pub(super) fn transmit(&mut self, model: &WorkerModel, done: bool, now: Now) -> Option<Frame> {
+    pub(crate) fn transmit(&mut self, model: &WorkerModel, done: bool, now: Now) -> Option<Frame> {
         if let Some(frame) = self.outbox.pop_front() {
             return Some(frame);
         }
@@ -350,7 +350,7 @@ impl Conversation {
     }
 
     /// When the request of the handshake that is open was sent first and last.
-    pub(super) fn awaited_since(&self) -> Option<(Now, Now)> {
+    pub(crate) fn awaited_since(&self) -> Option<(Now, Now)> {
         match &self.state {
             State::Welcome(wait) | State::Verdict(wait) => wait.since.zip(wait.sent),
             State::Upload { since, .. } => Some((*since, *since)),
@@ -359,7 +359,7 @@ impl Conversation {
     }
 
     /// When a request sent first and last at these times is too old, and when it is sent again.
-    pub(super) fn times(&self, (since, sent): (Now, Now)) -> (Now, Option<Now>) {
+    pub(crate) fn times(&self, (since, sent): (Now, Now)) -> (Now, Option<Now>) {
         (
             since + self.answer_within,
             self.retry_after.map(|after| sent + after),
@@ -367,7 +367,7 @@ impl Conversation {
     }
 
     /// Why it ends where a reply took too long.
-    pub(super) fn timed_out(&self) -> InferError {
+    pub(crate) fn timed_out(&self) -> InferError {
         WorkerFailed::TimedOut {
             awaited: self.awaited(),
             within: self.answer_within,
@@ -376,7 +376,7 @@ impl Conversation {
     }
 
     /// Says again what was said in the handshake, where it is time.
-    pub(super) fn retry(&mut self, model: &WorkerModel, now: Now) {
+    pub(crate) fn retry(&mut self, model: &WorkerModel, now: Now) {
         let Some(after) = self.retry_after else {
             return;
         };
@@ -411,7 +411,7 @@ impl Conversation {
     }
 
     /// Why it ends where the link did.
-    pub(super) fn disconnected(&self, why: LinkEnd) -> InferError {
+    pub(crate) fn disconnected(&self, why: LinkEnd) -> InferError {
         let awaited = self.awaited();
         match why {
             LinkEnd::Closed => WorkerFailed::Disconnected { awaited }.into(),
@@ -425,7 +425,7 @@ impl Conversation {
     }
 
     /// Whether nothing more will be said or heard.
-    pub(super) fn finished(&self) -> bool {
+    pub(crate) fn finished(&self) -> bool {
         matches!(self.state, State::Over(_) | State::Closed) && self.outbox.is_empty()
     }
 }

@@ -1,8 +1,9 @@
 //! A program with its weights, as it is uploaded.
 
+use larvatus_kernels::float::{FloatLinear, channels};
 use larvatus_kernels::linear::{Share, Split, Weights};
 
-use super::{Held, LayerSpec, MAX_PROGRAM, Program, SEED, consistent, limit};
+use super::{Form, Held, LayerId, LayerSpec, MAX_PROGRAM, Program, SEED, consistent, limit};
 use crate::digest::Digest;
 use crate::wire::DecodeError;
 
@@ -74,6 +75,32 @@ impl WorkerModel {
         let program_bytes = blob.len();
         blob.extend_from_slice(seed);
         Self::sealed(program, blob, program_bytes)
+    }
+
+    /// The same program in floats: weights and bias of each layer.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inconsistent`] where they are not those of the layers, or the program's requests are halves.
+    pub fn of_floats<'a>(
+        program: &Program,
+        layers: impl Iterator<Item = (&'a [f32], &'a [f32])>,
+    ) -> Result<Self, DecodeError> {
+        let words = matches!(program.form, Form::Words);
+        consistent("requests in words", 1, usize::from(words))?;
+        let program = program.with_held(Held::Floats);
+        let mut blob = program.encode();
+        let program_bytes = blob.len();
+        limit("program bytes", program_bytes, MAX_PROGRAM)?;
+        let mut count = 0;
+        for (weights, bias) in layers {
+            let expected = program.layers.get(count).map_or(0, LayerSpec::float_count);
+            consistent("floats of a layer", expected, weights.len() + bias.len())?;
+            let floats = weights.iter().chain(bias);
+            blob.extend(floats.flat_map(|float| float.to_bits().to_le_bytes()));
+            count += 1;
+        }
+        consistent("layers with weights", program.layers.len(), count)?;
+        Ok(Self::sealed(program, blob, program_bytes))
     }
 
     fn sealed(program: Program, blob: Vec<u8>, program_bytes: usize) -> Self {
@@ -160,7 +187,7 @@ impl WorkerModel {
         let bytes = self.blob.get(self.program_bytes..).unwrap_or_default();
         let layers = self.program.layers.iter();
         match self.program.held {
-            Held::Planes => Err(held_otherwise()),
+            Held::Planes | Held::Floats => Err(held_otherwise()),
             Held::Seed => {
                 let seed = <[u8; SEED]>::try_from(bytes).map_err(|_| held_otherwise())?;
                 let split = Split::new(seed);
@@ -180,6 +207,39 @@ impl WorkerModel {
                     .collect()
             }
         }
+    }
+
+    /// The layers, where they are floats.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inconsistent`] where they are not.
+    pub fn floats(&self) -> Result<Vec<FloatLinear>, DecodeError> {
+        let layers = 0_u32..;
+        let layers = layers.zip(&self.program.layers);
+        layers
+            .map(|(id, _)| self.float_layer(LayerId(id)))
+            .collect()
+    }
+
+    /// One layer, where they are floats.
+    ///
+    /// # Errors
+    /// [`DecodeError::Inconsistent`] where they are not, or there is no such layer.
+    pub fn float_layer(&self, id: LayerId) -> Result<FloatLinear, DecodeError> {
+        let before = self.program.layers.get(..id.index());
+        let (Held::Floats, Some(before), Some(layer)) =
+            (self.program.held, before, self.program.layer(id))
+        else {
+            return Err(held_otherwise());
+        };
+        let before: usize = before.iter().map(LayerSpec::float_count).sum();
+        let bytes = self.blob.get(self.program_bytes..).unwrap_or_default();
+        let floats = bytes.as_chunks::<4>().0.iter().skip(before).copied();
+        let mut floats = floats.map(f32::from_le_bytes);
+        let mut take = |count| floats.by_ref().take(count).collect::<Vec<f32>>();
+        let shape = layer.shape.clone();
+        let (weights, bias) = (take(shape.weights()), take(channels(&shape)));
+        FloatLinear::new(shape, weights, bias).map_err(|_| held_otherwise())
     }
 
     /// The weights, layer by layer, where they are the model's own.

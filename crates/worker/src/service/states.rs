@@ -7,7 +7,7 @@ use larvatus_graph::encode::MAX_GRAPH;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{CHUNK, Reply, Run, Seed};
 use larvatus_proto::order::Summons;
-use larvatus_proto::program::{MAX_PROGRAM, Program, Round};
+use larvatus_proto::program::{Held, MAX_PROGRAM, Program, Round};
 use larvatus_proto::wire::DecodeError;
 use larvatus_proto::words::Words;
 
@@ -453,6 +453,9 @@ impl AwaitCalls {
     ) -> Result<(), Refused> {
         let (index, steps) = self.round(round)?;
         let program = self.model.program();
+        if program.held() == Held::Floats {
+            return Err(Refused::FloatPads);
+        }
         // Pads are words: a program whose requests are clear has none.
         let (expected, got) = (program.request_words(steps), steps.uploads.iter().sum());
         if got != expected {
