@@ -141,7 +141,7 @@ impl Line {
 /// What an attempt to audit a record came to.
 pub(crate) enum Attempt {
     /// The audit is over.
-    Over(Outcome),
+    Over(Box<Outcome>),
     /// The link broke or the worker was silent; the record stays as it is, its draw fixed.
     Broken(WorkerFailed),
 }
@@ -172,10 +172,12 @@ pub(crate) fn audit(
         let step = match line.next(until)? {
             Ok(Done::Opened { call: of, bytes }) if of == call => audit.answered(&bytes)?,
             Ok(Done::Refused { call: of, why }) if of == call => {
-                return Ok(Attempt::Over(audit.failed(why)?));
+                return Ok(Attempt::Over(Box::new(audit.failed(why)?)));
             }
             Ok(_) => anyhow::bail!("an answer to another request"),
-            Err(InferError::Worker(what)) => return Ok(Attempt::Over(audit.misbehaved(what)?)),
+            Err(InferError::Worker(what)) => {
+                return Ok(Attempt::Over(Box::new(audit.misbehaved(what)?)));
+            }
             Err(InferError::Failed(why)) => return Ok(Attempt::Broken(why)),
             Err(other) => return Err(other.into()),
         };
@@ -186,7 +188,7 @@ pub(crate) fn audit(
                 bar.set_length(all as u64);
                 bar.set_position(seen as u64);
             }
-            Step::Over(outcome) => return Ok(Attempt::Over(*outcome)),
+            Step::Over(outcome) => return Ok(Attempt::Over(outcome)),
         }
     }
 }

@@ -84,7 +84,7 @@ pub enum Outcome {
     /// Everything drawn was found right.
     Settled(Settled),
     /// The worker lied.
-    Rejected(Rejected),
+    Rejected(Box<Rejected>),
     /// The worker did not open.
     Unopened(Unopened),
 }
@@ -384,11 +384,11 @@ impl Audit {
 
     fn rejected(self, lie: Lie, evidence: Option<Evidence>) -> Result<Outcome, AuditError> {
         let receipt = self.record.conclude(Verdict::Rejected, &self.signer)?;
-        Ok(Outcome::Rejected(Rejected {
+        Ok(Outcome::Rejected(Box::new(Rejected {
             receipt,
             lie,
             evidence,
-        }))
+        })))
     }
 }
 

@@ -393,12 +393,12 @@ fn background(
                 Err(other) => return Err(other.into()),
             };
             if Instant::now() >= until {
-                break give_up(ledger, terms, number, why)?;
+                break Box::new(give_up(ledger, terms, number, why)?);
             }
             std::thread::sleep(STEP);
         };
         ledger.conclude(&outcome)?;
-        match outcome {
+        match *outcome {
             Outcome::Settled(_) => audits.settled += 1,
             Outcome::Rejected(rejected) => audits.lies.push((number, rejected.lie().to_string())),
             Outcome::Unopened(unopened) => {
