@@ -186,6 +186,8 @@ class Home:
         command = [self.args.larvatus, "run", str(path), "--preset", preset, "--window", "1", "--top", "1",
                    "--timeout", "900", "--report", str(report), "--output", str(npz),
                    "--image", *photos, *PRESETS[preset][1], *more]
+        if preset == "whole-audited":
+            command += ["--audit-dir", tempfile.mkdtemp(dir=self.folder)]
         started = time.monotonic()
         device = self.device.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         _, said = device.communicate()
@@ -312,7 +314,7 @@ def show(row, local):
     if row["floor_ms"] is not None:
         floors = f"{row['floor_ms']:.0f} | {row['p50_ms'] / row['floor_ms']:.2f} | {row['explained_ms']:.0f}"
     gain = f"{100 * (row['p50_ms'] / local - 1):+.0f} %" if local and row["floor_ms"] is not None else "—"
-    lies = f"2^-{row['soundness_bits']:.0f}" if row["soundness_bits"] else "—" if row["floor_ms"] is None else "believed"
+    lies = "audited later" if row["preset"] == "whole-audited" else f"2^-{row['soundness_bits']:.0f}" if row["soundness_bits"] else "—" if row["floor_ms"] is None else "believed"
     top = f"top-1 of float {100 * row['top1_of_local']:.0f} %"
     bits = "float" if row["preset"] == "local" else "those of local-exact" if row["bits_of_local_exact"] else top
     cells = [row["model"], row["preset"], link, f"{row['p50_ms']:.0f}", f"{row['p95_ms']:.0f}",

@@ -7,7 +7,7 @@ All connections share one link: each of its two ways has the whole bandwidth, fi
 arrives `delay` after it has left, so a round trip takes twice as long. Bytes on their way are bounded by
 bandwidth times delay and a buffer, so a sender is held back as on a real link.
 
-With --from-call a connection passes unshaped until the trusted side makes its first call (a frame of kind 4): so the
+With --from-call a connection passes unshaped until the trusted side makes its first call (a frame of kind 4 or 8): so the
 upload of weights, which is done once, does not have to be waited for. This needs links without TLS.
 
 With --check nothing is forwarded: it measures throughput and round trip through itself and says how far they are from
@@ -22,7 +22,8 @@ import sys
 import threading
 import time
 
-CALL = 4
+# A round of linear layers, or a run of a whole network.
+CALLS = (4, 8)
 HEADER = 8
 
 
@@ -59,7 +60,7 @@ class UntilCall:
             self.header, piece = self.header + piece[:lacks], piece[lacks:]
             if len(self.header) == HEADER:
                 kind, head = self.header[0], int.from_bytes(self.header[2:4], "little")
-                self.called = kind == CALL
+                self.called = kind in CALLS
                 self.skip = head + 4 * int.from_bytes(self.header[4:], "little")
                 self.header = b""
 

@@ -16,6 +16,7 @@ use larvatus::plan::Plan;
 use larvatus::secret::Entropy;
 use larvatus::session::{Output, Session, Settings};
 use larvatus::tensor::Tensor;
+use larvatus_kernels::isa::Isa;
 use larvatus_proto::frame::{Frame, HEADER, Header};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_worker::{Cpu, Limits, Service, Store};
@@ -38,6 +39,15 @@ impl Peer for Service {}
 /// Where the system gives no thread.
 pub fn honest() -> Service {
     let cpu = Cpu::new(NonZeroUsize::MIN).expect("one thread");
+    Service::new(Store::new(Box::new(cpu), Limits::default()), Duration::ZERO)
+}
+
+/// The same, computing on an instruction set.
+///
+/// # Panics
+/// Where the system gives no thread.
+pub fn honest_on(isa: Isa) -> Service {
+    let cpu = Cpu::new(NonZeroUsize::MIN).expect("one thread").on(isa);
     Service::new(Store::new(Box::new(cpu), Limits::default()), Duration::ZERO)
 }
 

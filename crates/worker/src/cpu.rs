@@ -19,6 +19,7 @@ use crate::backend::{Backend, BackendError, Loaded, LoadedGraph};
 #[derive(Clone, Debug)]
 pub struct Cpu {
     pool: Arc<ThreadPool>,
+    isa: Isa,
 }
 
 impl Cpu {
@@ -38,7 +39,14 @@ impl Cpu {
             })?;
         Ok(Self {
             pool: Arc::new(pool),
+            isa: Isa::best(),
         })
+    }
+
+    /// The same on another instruction set than the best: all give the same words.
+    #[must_use]
+    pub fn on(self, isa: Isa) -> Self {
+        Self { isa, ..self }
     }
 }
 
@@ -46,17 +54,17 @@ impl Backend for Cpu {
     fn name(&self) -> String {
         let threads = self.pool.current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu {}, {threads} thread{plural}", Isa::best().name())
+        format!("cpu {}, {threads} thread{plural}", self.isa.name())
     }
 
     fn load(&self, model: &WorkerModel) -> Result<Box<dyn Loaded>, BackendError> {
-        let program = model.program();
+        let (program, isa) = (model.program(), self.isa);
         let layers = self.pool.install(|| match program.held() {
             Held::Planes => {
                 let weights = model.weights().map_err(BackendError::Weights)?;
                 prepare(program, weights, |shape, weights| match program.form() {
-                    Form::Words => Linear::new(shape, weights).map(Layer::Words),
-                    Form::Halves => ShortLinear::new(shape, weights).map(Layer::Halves),
+                    Form::Words => Linear::with_isa(isa, shape, weights).map(Layer::Words),
+                    Form::Halves => ShortLinear::with_isa(isa, shape, weights).map(Layer::Halves),
                 })
             }
             Held::Words | Held::Seed => {
@@ -65,7 +73,7 @@ impl Backend for Cpu {
                     return Err(BackendError::ShareInClear);
                 }
                 prepare(program, shares, |shape, share| {
-                    WideLinear::new(shape, share).map(Layer::Share)
+                    WideLinear::with_isa(isa, shape, share).map(Layer::Share)
                 })
             }
             Held::Floats => {
@@ -81,7 +89,9 @@ impl Backend for Cpu {
     }
 
     fn load_graph(&self, model: &Model) -> Result<Box<dyn LoadedGraph>, BackendError> {
-        let loaded = self.pool.install(|| larvatus_graph::Prepared::new(model));
+        let loaded = self
+            .pool
+            .install(|| larvatus_graph::Prepared::with_isa(self.isa, model));
         let graph = loaded.map_err(|source| BackendError::Graph { source })?;
         let pool = Arc::clone(&self.pool);
         Ok(Box::new(PreparedGraph { pool, graph }))
