@@ -70,9 +70,7 @@ pub(crate) fn load(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Model
         "model {} is a folder; give the ONNX file in it",
         path.display()
     );
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read model {}", path.display()))?;
-    Model::load(&bytes, shapes).with_context(|| format!("model {}", path.display()))
+    Model::open(path, shapes).with_context(|| format!("model {}", path.display()))
 }
 
 /// A job's policy, under the name that reports give it.

@@ -66,11 +66,12 @@ impl Plan {
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        let bound = |linear: &Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
-            // Nothing is rounded to steps here.
-            true => Ok(Bound::LARGEST),
-            false => Err(StaysLocal::NotFinite),
-        };
+        let bound =
+            |linear: &mut Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
+                // Nothing is rounded to steps here.
+                true => Ok(Bound::LARGEST),
+                false => Err(StaysLocal::NotFinite),
+            };
         let (mut found, kept) = place_all(graph, &order, &demand.keep, bound)?;
         share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let mut cut = Cut::new(graph, found)?;
