@@ -110,6 +110,41 @@ pub struct TensorSpec {
     pub order: Order,
 }
 
+/// A place among the committed elements of lines, and where that lies in memory. Counted on rather than divided out for
+/// each line: lines are short.
+struct Place {
+    channels: usize,
+    lines: usize,
+    width: usize,
+    image: usize,
+    line: usize,
+    channel: usize,
+    column: usize,
+}
+
+impl Place {
+    /// The elements in memory up to the end of the line, at most so many; goes on behind them.
+    fn take(&mut self, most: usize) -> Range<usize> {
+        let rows = (self.image * self.channels + self.channel) * self.lines + self.line;
+        let element = rows * self.width + self.column;
+        let len = (self.width - self.column).min(most);
+        self.column += len;
+        if self.column == self.width {
+            self.column = 0;
+            self.channel += 1;
+            if self.channel == self.channels {
+                self.channel = 0;
+                self.line += 1;
+                if self.line == self.lines {
+                    self.line = 0;
+                    self.image += 1;
+                }
+            }
+        }
+        element..element + len
+    }
+}
+
 impl TensorSpec {
     /// Bytes that are committed to.
     pub fn bytes(&self) -> u64 {
@@ -172,29 +207,40 @@ impl TensorSpec {
 
     /// Where committed elements lie in memory, piece by piece.
     pub(crate) fn memory(&self, places: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let order = self.order;
-        let mut at = places.start;
-        std::iter::from_fn(move || {
-            if at >= places.end {
-                return None;
-            }
-            let (element, len) = match order {
-                Order::Flat => (at, places.end - at),
-                Order::Lines {
+        let mut left = places.len();
+        let mut next = match self.order {
+            Order::Flat => Place {
+                channels: 1,
+                lines: 1,
+                width: usize::MAX,
+                image: 0,
+                line: 0,
+                channel: 0,
+                column: places.start,
+            },
+            Order::Lines {
+                channels,
+                lines,
+                width,
+                ..
+            } => {
+                let (row, column) = (places.start / width, places.start % width);
+                let (line, channel) = (row / channels, row % channels);
+                Place {
                     channels,
                     lines,
                     width,
-                    ..
-                } => {
-                    let (row, column) = (at / width, at % width);
-                    let (line, channel) = (row / channels, row % channels);
-                    let (image, line) = (line / lines, line % lines);
-                    let element = ((image * channels + channel) * lines + line) * width + column;
-                    (element, (width - column).min(places.end - at))
+                    image: line / lines,
+                    line: line % lines,
+                    channel,
+                    column,
                 }
-            };
-            at += len;
-            Some(element..element + len)
+            }
+        };
+        std::iter::from_fn(move || {
+            let piece = (left > 0).then(|| next.take(left))?;
+            left -= piece.len();
+            Some(piece)
         })
     }
 
