@@ -24,8 +24,7 @@ pub(super) fn judge(args: &Judge) -> Result<Verdict> {
         bail!("name the evidence and, with --worker-key, the worker's key");
     };
     let worker: PublicKey = worker.parse()?;
-    let evidence = evidence(file, args.key.as_deref())
-        .with_context(|| format!("evidence {}", file.display()))?;
+    let evidence = evidence(file, args.key.as_deref())?;
     let beside = || file.with_file_name(graph_name(evidence.model()));
     let path = args.graph.clone().unwrap_or_else(beside);
     let file = read(&path)?;
@@ -93,14 +92,17 @@ fn new_key(file: &Path, json: bool) -> Result<Verdict> {
 
 /// The evidence in a file, opened with the judge's key where it is sealed.
 fn evidence(file: &Path, key: Option<&Path>) -> Result<Evidence> {
-    let bytes = read(file)?;
+    let (bytes, name) = (read(file)?, file.display());
     match (is_sealed(&bytes), key) {
-        (false, None) => Ok(Evidence::decode(&bytes)?),
-        (false, Some(_)) => bail!("it is not sealed; leave --key out"),
-        (true, None) => bail!("it is sealed to a judge; give the judge's key with --key FILE"),
+        (false, None) => Evidence::decode(&bytes).with_context(|| format!("{name} is no evidence")),
+        (false, Some(_)) => bail!("evidence {name} is not sealed; leave --key out"),
+        (true, None) => {
+            bail!("evidence {name} is sealed to a judge; give the judge's key with --key FILE")
+        }
         (true, Some(key)) => {
             let seed = read_key(key)?.with_context(|| format!("no key {}", key.display()))?;
-            Ok(Evidence::unseal(&bytes, &JudgeSecret::new(&seed))?)
+            let opened = Evidence::unseal(&bytes, &JudgeSecret::new(&seed));
+            opened.with_context(|| format!("evidence {name}"))
         }
     }
 }

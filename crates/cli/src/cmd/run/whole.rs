@@ -1,6 +1,6 @@
 //! `larvatus run --preset whole-audited`: the whole network at the worker, in clear, audited later.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +15,7 @@ use larvatus::exact::run_exact;
 use larvatus::model::Model;
 use larvatus::tensor::Tensor;
 use larvatus::whole::Whole;
-use larvatus_host::{entropy, process_cpu};
+use larvatus_host::{entropy, process_cpu, thread_cpu};
 use larvatus_proto::receipt::PublicKey;
 
 use super::{Args, Named, Names, Results, finish, plan};
@@ -76,7 +76,6 @@ pub(super) fn run(
         let bytes = whole.model().graph().pack_inputs(&values);
         packed.push(bytes.context("an input that the graph does not take")?);
     }
-    let offline = millis(process_cpu() - cpu);
     let own = match args.worker.is_empty() {
         true => Some(OwnWorker::start(None)?),
         false => None,
@@ -88,7 +87,7 @@ pub(super) fn run(
         &args.worker
     };
     let mut report = report(model, named, &terms);
-    let before = (process_cpu(), Instant::now());
+    let before = Instant::now();
     let work = Work {
         args,
         parties,
@@ -97,13 +96,14 @@ pub(super) fn run(
         ledger: &ledger,
         key,
         packed: &packed,
-        until: deadline.map(|within| (before.1 + within, within)),
+        until: deadline.map(|within| (before + within, within)),
     };
     let mut done = Done {
         feed: Feed::new(inputs.len(), super::camera(args)?),
         outputs: inputs.iter().map(|_| None).collect(),
         bytes: Bytes::default(),
         audits: Audits::default(),
+        online: Duration::ZERO,
         worker: None,
     };
     let mut failures = Vec::new();
@@ -183,10 +183,10 @@ pub(super) fn run(
         }
     }
     let cpu = Cpu {
-        online: millis(process_cpu() - before.0),
-        offline,
+        online: millis(done.online),
+        offline: millis((process_cpu() - cpu).saturating_sub(done.online)),
     };
-    let results = done.results(cpu, before.1.elapsed());
+    let results = done.results(cpu, before.elapsed());
     names.outputs = whole.outputs().to_vec();
     let verdict = finish(args, report, results, &names)?;
     Ok(lie.map_or(verdict, Verdict::Rejected))
@@ -206,9 +206,10 @@ fn finish_here(
             Some(layers) => layers,
             None => plan(model, &named.policy)?,
         };
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), process_cpu());
         let tensors = run_exact(&layers, inputs[at].clone());
         split = Some(layers);
+        done.online += process_cpu() - cpu;
         done.outputs[at] = Some(Ran {
             tensors: tensors.with_context(|| format!("input {}", at + 1))?,
             took: started.elapsed(),
@@ -226,6 +227,8 @@ struct Done {
     outputs: Vec<Option<Ran>>,
     bytes: Bytes,
     audits: Audits,
+    /// CPU time of the inferences, audits in the background not counted.
+    online: Duration,
     /// The last that ran something.
     worker: Option<Worker>,
 }
@@ -320,6 +323,8 @@ pub(crate) struct Audits {
     pub(crate) settled: u64,
     pub(crate) lies: Vec<(u64, String)>,
     pub(crate) given_up: Vec<(u64, String)>,
+    /// CPU time of their thread.
+    cpu: Duration,
 }
 
 struct Work<'a> {
@@ -380,7 +385,8 @@ impl Work<'_> {
             true => Some(Background::start(self, address, key)?),
             false => None,
         };
-        let moved = line.traffic();
+        let (moved, before) = (line.traffic(), process_cpu());
+        let audited = done.audits.cpu;
         let ran = self.infer(&mut line, done, background.as_ref())?;
         let now = line.traffic();
         done.bytes.up += now.sent_bytes - moved.sent_bytes;
@@ -391,7 +397,9 @@ impl Work<'_> {
             done.audits.settled += audits.settled;
             done.audits.lies.extend(audits.lies);
             done.audits.given_up.extend(audits.given_up);
+            done.audits.cpu += audits.cpu;
         }
+        done.online += (process_cpu() - before).saturating_sub(done.audits.cpu - audited);
         if ran.is_ok() {
             line.close();
         }
@@ -408,7 +416,7 @@ impl Work<'_> {
         let feed = &mut done.feed;
         let open = feed.upcoming() as u64;
         let mut numbers = self.ledger.reserve(open)?;
-        let mut flying = VecDeque::new();
+        let mut flying = BTreeMap::new();
         let bar = self.bar("inferences", open, "{pos}/{len}");
         loop {
             feed.arrive(Instant::now());
@@ -425,7 +433,8 @@ impl Work<'_> {
                 let now = line.clock.now();
                 let input = self.packed[at].clone();
                 let call = line.remote.run(number, entropy()?, input, now);
-                flying.push_back((call.context("an input that the graph does not take")?, at));
+                let call = call.context("an input that the graph does not take")?;
+                flying.insert(call, at);
             }
             let pause = feed.pause(Instant::now()).unwrap_or(STEP);
             if let Err(why) = line.step(self.left(STEP.min(pause)))? {
@@ -435,10 +444,10 @@ impl Work<'_> {
                 let audit::Done::Ran { call, record, took } = answered else {
                     bail!("an opening that nobody asked for");
                 };
-                // A worker answers in the order in which it is asked.
-                let Some((_, at)) = flying.pop_front().filter(|(asked, _)| *asked == call) else {
-                    bail!("runs out of order");
-                };
+                // In whatever order the worker answers.
+                let at = flying
+                    .remove(&call)
+                    .context("a run that nobody asked for")?;
                 self.ledger.keep(&record)?;
                 done.outputs[at] = Some(self.output(&record, took)?);
                 feed.finish(at, Instant::now());
@@ -547,6 +556,7 @@ fn background(
     if let Some(line) = line {
         line.close();
     }
+    audits.cpu = thread_cpu();
     Ok(audits)
 }
 
