@@ -168,7 +168,9 @@ pub enum Refused {
         round: u32,
     },
     /// An inference with larger answers than a connection's part of what is kept.
-    #[error("answers of {got} bytes to commit to, a connection may keep {limit}")]
+    #[error(
+        "answers of {got} bytes to commit to, a connection may keep {limit}; a worker with more --trace-memory can"
+    )]
     Kept {
         /// The worker's limit.
         limit: u64,

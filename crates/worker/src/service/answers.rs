@@ -59,9 +59,14 @@ impl Answers {
         let mut now = match before {
             _ if round == 0 => {
                 let layout = program.answers().map_err(Refused::Summons)?;
-                let got = layout.lengths().iter().sum();
+                let got: u64 = layout.lengths().iter().sum();
                 if got > most {
                     return Err(Refused::Kept { limit: most, got });
+                }
+                // What is under way has its room from the beginning.
+                let bytes = |kept: &VecDeque<Kept>| kept.iter().map(Kept::bytes).sum::<u64>();
+                while self.kept.len() >= KEPT || bytes(&self.kept) > most - got {
+                    self.kept.pop_front();
                 }
                 UnderWay {
                     model,
@@ -84,10 +89,6 @@ impl Answers {
         let commitment = builder.finish().map_err(Refused::Summons)?;
         let root = commitment.root();
         self.kept.push_back(Kept { commitment, words });
-        let bytes = |kept: &VecDeque<Kept>| kept.iter().map(Kept::bytes).sum::<u64>();
-        while self.kept.len() > KEPT || bytes(&self.kept) > most {
-            self.kept.pop_front();
-        }
         Ok(Some(root))
     }
 
