@@ -144,10 +144,7 @@ pub(crate) fn floats(job: &Job) -> Result<Option<Demand>> {
     if job.policy.is_some() {
         return Ok(None);
     }
-    ensure!(
-        job.rates.is_none() && !job.fresh_check,
-        "--rates and --fresh-check are not for {preset}"
-    );
+    ensure!(!job.fresh_check, "--fresh-check is not for {preset}");
     let times = |what, times| {
         Times::new(times)
             .with_context(|| format!("{what} {times}: a power of two from 2 to 8388608 is wanted"))

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::linear::{Shape, Weights};
+use larvatus_proto::commit::CommitError;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 use larvatus_proto::wire::{DecodeError, Writer};
@@ -47,6 +48,9 @@ pub enum PlanError {
     /// The plan exceeds what the protocol carries.
     #[error("plan: {0}")]
     Protocol(#[from] DecodeError),
+    /// The answers of an inference are more than a worker can commit to.
+    #[error("plan: answers to commit to: {0}")]
+    Commitment(CommitError),
     /// The plan has more uploads than tickets can number.
     #[error("plan: {got} uploads, {most} can be numbered")]
     TooManyUploads {
