@@ -9,6 +9,7 @@ mod pair;
 mod plan;
 mod provision;
 mod run;
+mod serve;
 mod worker;
 
 use std::path::Path;
@@ -21,7 +22,7 @@ use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
-use crate::args::{Args, Command, Dealing, Job};
+use crate::args::{Args, Command, Dealing, Inference, Job};
 use crate::{Verdict, known, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
@@ -35,6 +36,13 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
+        Command::Serve(mut args) => {
+            let Inference {
+                worker, identity, ..
+            } = &mut *args;
+            known::resolve(worker, identity)?;
+            serve::run(&args)
+        }
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {
