@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Provision(Provision),
     /// Serve models to clients, as the trusted side: the Open Inference Protocol over HTTP and gRPC.
     Serve(Box<Inference>),
+    /// Ask a service that proves what code it is, and no other: evidence is verified before an input is sent.
+    Client(Client),
     /// Serve as an untrusted worker.
     Worker(Serve),
     /// Serve as a dealer: make the tickets of others, whose inputs never come here.
@@ -76,11 +78,18 @@ pub(crate) struct Job {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Inference {
-    /// The folder of models: NAME.onnx is served as NAME.
+    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.sealed once its owner has released the key.
     pub(crate) models: PathBuf,
     /// Where to listen; every address speaks HTTP and gRPC. Given twice by default: for clients that want one port each.
     #[arg(long, value_name = "IP:PORT", default_values = ["127.0.0.1:8000", "127.0.0.1:8001"])]
     pub(crate) listen: Vec<SocketAddr>,
+    /// Who vouches for this process: tsm (SEV-SNP or TDX, by the kernel's configfs-tsm), or simulated:HEX, which is no
+    /// protection at all and claims to measure HEX. Inputs are then taken over --listen-tls, or sealed, and not in clear.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) attest: Option<String>,
+    /// Where to listen for TLS that ends in this process, with a key of its own that evidence names.
+    #[arg(long, value_name = "IP:PORT", requires = "attest")]
+    pub(crate) listen_tls: Vec<SocketAddr>,
     /// What must hold, by name: local, local-exact (no worker), clear, integrity, slalom, verisplit-exact.
     #[arg(long, default_value = "local-exact", value_name = "NAME")]
     pub(crate) preset: String,
@@ -135,6 +144,40 @@ pub(crate) struct Inference {
     /// Serve although memory cannot be locked, so that inputs could be swapped to a disk; metadata show it.
     #[arg(long)]
     pub(crate) allow_unlocked: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Client {
+    /// The service, HOST:PORT of its --listen-tls; with --sealed of its --listen, or of a proxy before it.
+    pub(crate) service: String,
+    /// The model's name there.
+    pub(crate) model: String,
+    /// What the service must prove, as a TOML file; see docs/serving.md.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: PathBuf,
+    /// Seal each request to the service instead of speaking TLS with it: for services behind a proxy that ends TLS.
+    #[arg(long)]
+    pub(crate) sealed: bool,
+    /// Photographs (PNG or JPEG), one inference each.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// Tensors: a .npy file for an input of the model. Given n times for every input, n inferences run.
+    #[arg(long, value_name = "NAME=FILE.npy", conflicts_with = "image")]
+    pub(crate) input: Vec<String>,
+    /// Where to write the model's outputs (.npz).
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Show the K most likely classes.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(crate) top: usize,
+    /// Names of the classes, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+    /// Seconds to wait for the service.
+    #[arg(long, default_value_t = 60.0, value_name = "S")]
+    pub(crate) timeout: f64,
 }
 
 /// What the presets in floats are asked for: verisplit, verisplit-privacy, verisplit-weights, verisplit-integrity.

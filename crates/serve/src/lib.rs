@@ -10,12 +10,15 @@
 //!   taken for them, and a fault of an engine costs one answer.
 //! * **Overload is answered, not suffered**: as many requests as [`Settings::admit`](settings::Settings::admit) are
 //!   taken on; others are told at once to come again (429, or `RESOURCE_EXHAUSTED`).
+//! * **Who wants to know to whom it speaks can** ([`confidential`]), and [`client`] speaks to nobody else.
 //! * **Nothing of a request or an answer is written anywhere**: not to logs, metrics, errors for others, or files.
 //!
 //! Source: Open Inference Protocol v2, <https://github.com/kserve/open-inference-protocol>.
 
 #![forbid(unsafe_code)]
 
+pub mod client;
+pub mod confidential;
 pub mod engine;
 pub mod grpc;
 mod http;

@@ -5,27 +5,32 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
+use crate::confidential::{Came, Confidential};
 use crate::engine::Loader;
 use crate::service::Service;
 use crate::settings::Settings;
-use crate::{grpc, http};
+use crate::{confidential, grpc, http};
 
 /// How long a client may take for the head of a request.
 const HEAD_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a quiet HTTP/2 connection is asked whether it still is one, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -63,6 +68,12 @@ pub enum StartError {
         /// Why not.
         why: std::io::Error,
     },
+    /// Nobody vouches for the TLS key.
+    #[error("an address for TLS needs a platform that vouches for the key")]
+    NoEvidence,
+    /// The TLS key cannot be used.
+    #[error(transparent)]
+    Channel(#[from] larvatus_attest::channel::ChannelError),
     /// The system gives no threads.
     #[error("the server cannot start: {0}")]
     Runtime(std::io::Error),
@@ -72,8 +83,14 @@ pub enum StartError {
 pub struct Server {
     runtime: Runtime,
     service: Arc<Service>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listening>,
     stop: watch::Sender<bool>,
+}
+
+/// A port, and TLS where it is spoken there.
+struct Listening {
+    port: TcpListener,
+    tls: Option<TlsAcceptor>,
 }
 
 /// Tells a server to stop, from any thread.
@@ -92,7 +109,19 @@ impl Server {
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn bind(settings: Settings, loader: Box<dyn Loader>) -> Result<Self, StartError> {
+    pub fn bind(
+        settings: Settings,
+        loader: Box<dyn Loader>,
+        confidential: Option<Confidential>,
+    ) -> Result<Self, StartError> {
+        let tls = match &confidential {
+            Some(confidential) => {
+                let config = confidential.identity.server_config(&[b"h2", b"http/1.1"])?;
+                Some(TlsAcceptor::from(Arc::new(config)))
+            }
+            None if settings.listen_tls.is_empty() => None,
+            None => return Err(StartError::NoEvidence),
+        };
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(SPEAKERS)
             .max_blocking_threads(4)
@@ -100,13 +129,17 @@ impl Server {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        let addresses = settings.listen.clone();
+        let addresses = settings.listen.iter().map(|address| (*address, None));
+        let over_tls = settings.listen_tls.iter();
+        let over_tls = over_tls.map(|address| (*address, tls.clone()));
+        let addresses: Vec<_> = addresses.chain(over_tls).collect();
         let folder = settings.models.clone();
-        let service = Service::start(settings, loader)
+        let service = Service::start(settings, loader, confidential)
             .map_err(|why| StartError::Repository { folder, why })?;
-        let listen = |address: SocketAddr| {
+        let listen = |(address, tls): (SocketAddr, Option<TlsAcceptor>)| {
             let bound = runtime.block_on(TcpListener::bind(address));
-            bound.map_err(|why| StartError::Listen { address, why })
+            let port = bound.map_err(|why| StartError::Listen { address, why })?;
+            Ok::<_, StartError>(Listening { port, tls })
         };
         let listeners = addresses
             .into_iter()
@@ -122,7 +155,7 @@ impl Server {
 
     /// Where it listens, with the ports that the system chose.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let bound = self.listeners.iter().map(TcpListener::local_addr);
+        let bound = self.listeners.iter().map(|of| of.port.local_addr());
         bound.filter_map(Result::ok).collect()
     }
 
@@ -189,7 +222,9 @@ pub(crate) fn router(service: &Arc<Service>) -> Router {
     let calls = Router::new()
         .route_service(&format!("{}{{*call}}", grpc::PATH), grpc)
         .layer(from_fn_with_state(Arc::clone(service), admit_call));
-    http::routes(Arc::clone(service)).merge(calls)
+    http::routes(Arc::clone(service))
+        .merge(confidential::routes(Arc::clone(service)))
+        .merge(calls)
 }
 
 /// Sends gRPC inferences away before their messages are read, where there is no room for them; and holds them to the
@@ -199,7 +234,9 @@ async fn admit_call(State(service): State<Arc<Service>>, request: Request, next:
         return next.run(request).await;
     }
     let started = std::time::Instant::now();
-    let refused = match service.admit() {
+    let came = request.extensions().get::<Came>().copied();
+    let admitted = confidential::may_be_in_clear(&service, came).and_then(|()| service.admit());
+    let refused = match admitted {
         Ok(_admission) => {
             let until = tokio::time::Instant::from_std(service.deadline(None));
             match tokio::time::timeout_at(until, next.run(request)).await {
@@ -218,7 +255,7 @@ async fn admit_call(State(service): State<Arc<Service>>, request: Request, next:
 
 /// Accepts connections until it is told to stop, then waits for those that are open, but not for ever.
 async fn listen(
-    listener: TcpListener,
+    listener: Listening,
     router: Router,
     service: Arc<Service>,
     room: Arc<Semaphore>,
@@ -230,7 +267,7 @@ async fn listen(
     loop {
         let next = async {
             let place = Arc::clone(&room).acquire_owned().await;
-            (place, listener.accept().await)
+            (place, listener.port.accept().await)
         };
         let (place, accepted) = tokio::select! {
             biased;
@@ -248,18 +285,15 @@ async fn listen(
         };
         // Answers go out at once.
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(stream);
-        let answers = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(io, answers).into_owned();
-        let connection = graceful.watch(connection);
-        let service = Arc::clone(service_ref);
+        let (router, builder, watcher) = (router.clone(), builder.clone(), graceful.watcher());
+        let (service, tls) = (Arc::clone(service_ref), listener.tls.clone());
         tokio::spawn(async move {
             let _place = place;
             service
                 .metrics
                 .connections()
                 .fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = connection.await {
+            if let Err(error) = converse(stream, tls, router, &builder, watcher).await {
                 tracing::debug!(error, "a connection ended");
             }
             service
@@ -277,6 +311,26 @@ async fn listen(
     {
         tracing::warn!(?within, "connections were open to the end");
     }
+}
+
+/// One connection, from its handshake to its end.
+async fn converse(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    builder: &Builder<TokioExecutor>,
+    watcher: Watcher,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Some(tls) = tls else {
+        let answers = TowerToHyperService::new(router.layer(Extension(Came(None))));
+        let connection = builder.serve_connection(TokioIo::new(stream), answers);
+        return watcher.watch(connection.into_owned()).await;
+    };
+    let stream = tokio::time::timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await??;
+    let exporter = larvatus_attest::channel::exporter(stream.get_ref().1)?;
+    let answers = TowerToHyperService::new(router.layer(Extension(Came(Some(exporter)))));
+    let connection = builder.serve_connection(TokioIo::new(stream), answers);
+    watcher.watch(connection.into_owned()).await
 }
 
 fn builder() -> Builder<TokioExecutor> {

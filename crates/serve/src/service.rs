@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::confidential::Confidential;
 use crate::engine::Loader;
 use crate::lanes::Lanes;
 use crate::metrics::{Metrics, Standing};
@@ -50,13 +51,18 @@ pub(crate) struct Service {
     pub(crate) settings: Settings,
     pub(crate) repository: Arc<Repository>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) confidential: Option<Confidential>,
     lanes: Lanes,
     admission: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
 impl Service {
-    pub(crate) fn start(settings: Settings, loader: Box<dyn Loader>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        settings: Settings,
+        loader: Box<dyn Loader>,
+        confidential: Option<Confidential>,
+    ) -> std::io::Result<Arc<Self>> {
         let repository = Arc::new(Repository::open(&settings.models, loader)?);
         let metrics = Arc::new(Metrics::default());
         let lanes = Lanes::start(settings.lanes, settings.admit, Arc::clone(&metrics))?;
@@ -65,6 +71,7 @@ impl Service {
             settings,
             repository,
             metrics,
+            confidential,
             lanes,
             draining: AtomicBool::new(false),
         }))

@@ -10,6 +10,9 @@ use std::time::Duration;
 pub struct Settings {
     /// Where it listens. Every address speaks HTTP/1.1 and HTTP/2, REST and gRPC.
     pub listen: Vec<SocketAddr>,
+    /// Where it listens for TLS that ends in this process. With evidence only, and these addresses alone take inputs that
+    /// are not sealed then.
+    pub listen_tls: Vec<SocketAddr>,
     /// The folder of models.
     pub models: PathBuf,
     /// The models that are loaded at the start; all where `None`.

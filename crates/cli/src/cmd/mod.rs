@@ -3,6 +3,7 @@
 mod audit;
 mod bench;
 mod calibrate;
+mod client;
 mod discover;
 mod judge;
 mod pair;
@@ -43,6 +44,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             known::resolve(worker, identity)?;
             serve::run(&args)
         }
+        Command::Client(args) => client::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {

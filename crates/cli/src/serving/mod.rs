@@ -1,6 +1,7 @@
 //! Models as the inference service wants them: files become engines, and engines run on this side alone or as split
 //! runs with workers.
 
+mod keyring;
 mod split;
 mod tensors;
 
@@ -17,7 +18,10 @@ use larvatus_serve::engine::{Engine, EngineError, Loader};
 use larvatus_serve::tensor::{Port, Tensor};
 
 use crate::cmd::Named;
+use keyring::SEALED;
+pub(crate) use keyring::{Keys, Ring};
 pub(crate) use split::{Crew, Split};
+pub(crate) use tensors::{model_port, read, write};
 
 /// How the files of models that are not sealed end.
 const PLAIN: &str = "onnx";
@@ -29,6 +33,8 @@ pub(crate) struct Models {
     pub(crate) shapes: Vec<(String, (String, Vec<usize>))>,
     /// Who does the linear layers, where the policy sends them away.
     pub(crate) crew: Option<Arc<Crew>>,
+    /// Keys of sealed models.
+    pub(crate) keys: Arc<Keys>,
 }
 
 impl Models {
@@ -76,14 +82,17 @@ impl Models {
 
 impl Loader for Models {
     fn name(&self, file: &Path) -> Option<String> {
-        let plain = file.extension()? == PLAIN;
+        let kind = file.extension()?;
         let stem = file.file_stem()?.to_str()?;
-        plain.then(|| stem.to_owned())
+        (kind == PLAIN || kind == SEALED).then(|| stem.to_owned())
     }
 
     fn load(&self, file: &Path) -> Result<Box<dyn Engine>, String> {
         let name = self.name(file).ok_or("no file of a model")?;
         let shown: PathBuf = file.file_name().map(PathBuf::from).unwrap_or_default();
+        if file.extension().is_some_and(|kind| kind == SEALED) {
+            return self.engine(&name, &self.keys.open(file)?);
+        }
         let bytes = std::fs::read(file)
             .map_err(|err| format!("{} cannot be read: {err}", shown.display()))?;
         self.engine(&name, &bytes)

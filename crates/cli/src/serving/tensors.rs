@@ -38,8 +38,19 @@ pub(super) fn port(port: &model::Port) -> Result<Port, String> {
     })
 }
 
+/// An input or output of a service, as those of a model here.
+pub(crate) fn model_port(port: &Port) -> Result<model::Port, String> {
+    let found = TYPES.iter().find(|of| of.0 == port.datatype);
+    let datum = found.map(|of| of.1).ok_or_else(|| format!("{:?} is of a type that is not known here", port.name))?;
+    Ok(model::Port {
+        name: port.name.clone(),
+        datum,
+        shape: port.shape.iter().copied().collect(),
+    })
+}
+
 /// A client's tensor, for the graph engine.
-pub(super) fn read(given: &Tensor) -> Result<tensor::Tensor, String> {
+pub(crate) fn read(given: &Tensor) -> Result<tensor::Tensor, String> {
     macro_rules! of {
         ($type:ty) => {
             plain(
@@ -73,7 +84,7 @@ fn plain<T: Datum + Copy>(
 }
 
 /// An output, for a client.
-pub(super) fn write(name: &str, made: &tensor::Tensor) -> Result<Tensor, String> {
+pub(crate) fn write(name: &str, made: &tensor::Tensor) -> Result<Tensor, String> {
     let datatype = datatype(made.datum_type())
         .ok_or_else(|| format!("output {name:?} is of a type that is not served"))?;
     let plain = made.try_as_plain_ram().map_err(|err| err.to_string())?;

@@ -219,3 +219,42 @@ fn a_killed_service_leaves_nothing_of_its_inputs() {
     here.write("evidence", &binary);
     assert!(holds(Path::new(&here.at("")), &binary));
 }
+
+/// A policy that demands a simulated platform of this measurement.
+fn policy(here: &Folder, measurement: &str) -> String {
+    let text = format!(
+        "version = 1\nfreshness = 60\n[[simulated-not-a-tee.image]]\nmeasurement = \"{measurement}\"\n"
+    );
+    here.write(&format!("policy-{}.toml", &measurement[..2]), text)
+}
+
+#[test]
+fn a_client_asks_who_it_is_first() {
+    let here = Folder::new();
+    let x = input(&here, 5);
+    let run = here.logits(&["--input", &x, "--preset", "local-exact"]);
+    let (own, other) = ("07".repeat(48), "08".repeat(48));
+    let platform = format!("simulated:{own}");
+    let service = Service::start(&here, &["--attest", &platform, "--listen-tls", "127.0.0.1:0"]).ready();
+    let (plain, tls) = (&service.addresses[0], &service.addresses[1]);
+    let out = here.at("answer.npz");
+    let client = |address: &str, measurement: &str, more: &[&str]| {
+        let policy = policy(&here, measurement);
+        let args = ["client", address, "tiny", "--policy", &policy, "--input", &x, "--output", &out];
+        here.larvatus(&[&args[..], more].concat())
+    };
+    for (address, more) in [(tls, &[][..]), (plain, &["--sealed"])] {
+        let ran = client(address, &own, more).accepted();
+        assert!(ran.err.contains("simulated-not-a-tee"), "{ran:?}");
+        assert_eq!(crate::common::bits(&out, "logits"), run);
+        let ran = client(address, &other, more);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.err.contains("nothing was sent"), "{ran:?}");
+    }
+    // A service that has no evidence to give.
+    let plain = Service::start(&here, &[]).ready();
+    let ran = client(&plain.addresses[0], &own, &["--sealed"]);
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    let (_, page) = get(&plain.addresses[0], "/metrics").unwrap();
+    assert!(!String::from_utf8(page).unwrap().contains("larvatus_requests_total{"));
+}

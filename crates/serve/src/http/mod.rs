@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::confidential::{self, Came};
 use crate::engine::Engine;
 use crate::refusal::{self, Refusal};
 use crate::repository::VERSION;
@@ -133,12 +134,19 @@ async fn ready(State(service): Shared) -> Response {
     whether("", service.is_ready())
 }
 
+/// Who vouches for this process.
+fn platform(service: &Service) -> &'static str {
+    let confidential = service.confidential.as_ref();
+    confidential.map_or("none", |confidential| confidential.service.platform().name())
+}
+
 async fn server(State(service): Shared) -> Response {
     ok(&json!({
         "name": SERVER,
         "version": env!("CARGO_PKG_VERSION"),
         "extensions": EXTENSIONS,
         "memory_locked": service.settings.memory_locked,
+        "platform": platform(&service),
     }))
 }
 
@@ -257,18 +265,9 @@ async fn infer(
     Path(which): Path<Which>,
     request: axum::http::Request<Body>,
 ) -> Response {
-    let started = Instant::now();
     match attempt(&service, &which, request).await {
         Ok(response) => response,
-        Err(Stopped::Early(why)) => {
-            let name = match service.repository.knows(&which.model) {
-                true => which.model.as_str(),
-                false => "",
-            };
-            service.count(name, Some(&why), started);
-            why.into_response()
-        }
-        Err(Stopped::Counted(why)) => why.into_response(),
+        Err(stopped) => stopped.counted(&service, &which).into_response(),
     }
 }
 
@@ -276,6 +275,21 @@ async fn infer(
 enum Stopped {
     Early(Refusal),
     Counted(Refusal),
+}
+
+impl Stopped {
+    /// Counts it, if nobody has.
+    fn counted(self, service: &Service, which: &Which) -> Refusal {
+        match self {
+            Self::Counted(why) => why,
+            Self::Early(why) => {
+                let known = service.repository.knows(&which.model);
+                let name = if known { which.model.as_str() } else { "" };
+                service.count(name, Some(&why), Instant::now());
+                why
+            }
+        }
+    }
 }
 
 async fn attempt(
@@ -293,22 +307,57 @@ async fn attempt(
             "compressed requests are not taken; send the body as it is".to_owned(),
         )));
     }
+    let sealed = confidential::is_sealed(headers);
+    if !sealed {
+        let came = head.extensions.get::<Came>().copied();
+        confidential::may_be_in_clear(service, came).map_err(Stopped::Early)?;
+    }
     let length = request::json_length(headers).map_err(Stopped::Early)?;
     let declared = request::declared(headers);
     let body = collect(body, declared, service.settings.max_request, latest)
         .await
         .map_err(Stopped::Early)?;
-    let parsed = request::parse(&body, length).map_err(Stopped::Early)?;
+    if !sealed {
+        let length = length.unwrap_or(body.len());
+        let (length, reply) = work(service, which, &body, length, latest).await?;
+        return Ok(reply::respond(length, reply));
+    }
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    let opened =
+        confidential::open(service, path, &which.model, &body).map_err(Stopped::Early)?;
     drop(body);
+    let answered = match opened.frame() {
+        Ok((length, body)) => work(service, which, body, length, latest).await,
+        Err(why) => Err(Stopped::Early(why)),
+    };
+    // What went wrong behind the seal is told behind the seal.
+    Ok(match answered {
+        Ok((length, reply)) => opened.seal(StatusCode::OK, length, &reply),
+        Err(stopped) => {
+            let why = stopped.counted(service, which);
+            let said = json!({ "error": why.to_string() }).to_string();
+            opened.seal(why.status(), said.len(), said.as_bytes())
+        }
+    })
+}
+
+/// An inference, from the bytes of a request to those of the reply: how many of them are JSON, and all.
+async fn work(
+    service: &Arc<Service>,
+    which: &Which,
+    body: &[u8],
+    length: usize,
+    latest: Instant,
+) -> Result<(usize, Vec<u8>), Stopped> {
+    let parsed = request::parse(body, length).map_err(Stopped::Early)?;
     let (wish, inputs) = (parsed.wish, parsed.inputs);
-    let deadline = service.deadline(wish.timeout).min(latest);
     let reply = service
         .infer(crate::service::Request {
             model: which.model.clone(),
             version: which.version.clone(),
             inputs,
             outputs: wish.names(),
-            deadline,
+            deadline: service.deadline(wish.timeout).min(latest),
         })
         .await
         .map_err(Stopped::Counted)?;

@@ -37,8 +37,12 @@ struct Parameters {
     binary_data_size: usize,
 }
 
-/// Writes it.
-pub(super) fn write(model: &str, wish: &Wish, outputs: &[Tensor]) -> Result<Response, Refusal> {
+/// Writes it: how many bytes are JSON, and all bytes.
+pub(super) fn write(
+    model: &str,
+    wish: &Wish,
+    outputs: &[Tensor],
+) -> Result<(usize, Vec<u8>), Refusal> {
     let mut tail: Vec<&[u8]> = Vec::new();
     let mut heads = Vec::with_capacity(outputs.len());
     for output in outputs {
@@ -66,21 +70,24 @@ pub(super) fn write(model: &str, wish: &Wish, outputs: &[Tensor]) -> Result<Resp
     };
     let mut body = serde_json::to_vec(&head)
         .map_err(|err| Refusal::Failed(format!("the reply cannot be written: {err}")))?;
-    if tail.is_empty() {
-        return Ok(([(CONTENT_TYPE, "application/json")], body).into_response());
-    }
     let length = body.len();
     body.reserve_exact(tail.iter().map(|bytes| bytes.len()).sum());
     for bytes in tail {
         body.extend_from_slice(bytes);
     }
-    let kind = [(CONTENT_TYPE, "application/octet-stream")];
-    let mut response = (kind, body).into_response();
-    response.headers_mut().insert(
-        HeaderName::from_static(JSON_LENGTH),
-        HeaderValue::from(length),
-    );
-    Ok(response)
+    Ok((length, body))
+}
+
+/// A response of these bytes, of which so many are JSON.
+pub(super) fn respond(length: usize, body: Vec<u8>) -> Response {
+    if length == body.len() {
+        return ([(CONTENT_TYPE, "application/json")], body).into_response();
+    }
+    let mut response = ([(CONTENT_TYPE, "application/octet-stream")], body).into_response();
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static(JSON_LENGTH), HeaderValue::from(length));
+    response
 }
 
 /// That JSON can carry it.

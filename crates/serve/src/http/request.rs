@@ -124,12 +124,11 @@ pub(super) fn malformed(err: &serde_json::Error) -> Refusal {
     ))
 }
 
-/// Reads a request, of which `length` bytes are JSON; all where `None`.
-pub(super) fn parse(body: &[u8], length: Option<usize>) -> Result<Parsed, Refusal> {
-    let length = length.unwrap_or(body.len());
+/// Reads a request, of which `length` bytes are JSON.
+pub(super) fn parse(body: &[u8], length: usize) -> Result<Parsed, Refusal> {
     let Some((json, mut binary)) = body.split_at_checked(length) else {
         return Err(Refusal::Invalid(format!(
-            "the body has {} bytes, fewer than the {length} that Inference-Header-Content-Length says are JSON",
+            "the body has {} bytes, fewer than the {length} that are said to be JSON",
             body.len()
         )));
     };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use larvatus_serve::confidential::Confidential;
 use larvatus_serve::engine::{Engine, EngineError, Loader};
 use larvatus_serve::server::{Server, Stopper};
 use larvatus_serve::settings::Settings;
@@ -110,6 +111,7 @@ impl Engine for Doubling {
 /// A server that ends with the test.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<SocketAddr>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) stopper: Stopper,
     thread: Option<JoinHandle<std::io::Result<()>>>,
@@ -119,6 +121,7 @@ pub(crate) struct Running {
 pub(crate) fn settings(models: PathBuf) -> Settings {
     Settings {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen_tls: Vec::new(),
         models,
         load: None,
         model_control: true,
@@ -138,6 +141,21 @@ impl Running {
     }
 
     pub(crate) fn with(models: &[&str], change: impl FnOnce(&mut Settings)) -> Self {
+        Self::of(models, change, None)
+    }
+
+    pub(crate) fn confidential(models: &[&str], confidential: Confidential) -> Self {
+        let also_tls = |settings: &mut Settings| {
+            settings.listen_tls = settings.listen.clone();
+        };
+        Self::of(models, also_tls, Some(confidential))
+    }
+
+    fn of(
+        models: &[&str],
+        change: impl FnOnce(&mut Settings),
+        confidential: Option<Confidential>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for name in models {
             std::fs::write(folder.path().join(format!("{name}.test")), "").unwrap();
@@ -145,12 +163,14 @@ impl Running {
         let gate = Arc::<Gate>::default();
         let mut settings = settings(folder.path().to_owned());
         change(&mut settings);
-        let server = Server::bind(settings, Box::new(Tests(Arc::clone(&gate)))).unwrap();
-        let address = server.addresses()[0];
+        let server = Server::bind(settings, Box::new(Tests(Arc::clone(&gate))), confidential).unwrap();
+        let addresses = server.addresses();
+        let (address, tls) = (addresses[0], addresses.get(1).copied());
         let stopper = server.stopper();
         let thread = std::thread::spawn(move || server.run());
         let running = Self {
             address,
+            tls,
             gate,
             stopper,
             thread: Some(thread),

@@ -146,7 +146,7 @@ fn the_document_describes_what_is_there() {
             assert!(![404, 405].contains(&reply.status), "{method} {path}: {reply:?}");
         }
     }
-    assert_eq!(document["paths"].as_object().unwrap().len(), 14);
+    assert_eq!(document["paths"].as_object().unwrap().len(), 16);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The service as clients see it, with engines that are made for the tests.
 
+mod attested;
 mod common;
 mod grpc;
 mod http;
