@@ -97,7 +97,10 @@ async fn attestation(
     Ok(([(CONTENT_TYPE, "application/json")], evidence).into_response())
 }
 
-async fn release(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Refusal> {
+async fn release(
+    State(service): State<Arc<Service>>,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
     let confidential = service.confidential.as_ref().ok_or_else(none)?;
     let deadline = service.deadline(None);
     let body = collect(request.into_body(), None, GRANT, deadline).await?;
@@ -108,10 +111,9 @@ async fn release(State(service): State<Arc<Service>>, request: Request) -> Resul
         Refusal::NotFound(format!("the key of model {model} is taken, but the repository has no such file"))
     })?;
     let loading = Arc::clone(&service);
-    let loaded = tokio::task::spawn_blocking(move || loading.repository.load(&name).map(|()| name));
-    let name = loaded.await.map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
-    let said = serde_json::json!({ "loaded": name });
-    Ok((StatusCode::OK, [(CONTENT_TYPE, "application/json")], said.to_string()).into_response())
+    let loaded = tokio::task::spawn_blocking(move || loading.repository.load(&name));
+    loaded.await.map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Whether a request's content is sealed.

@@ -137,7 +137,7 @@ fn crew(args: &Args, named: &Named) -> Result<Option<Arc<Crew>>> {
         );
         return Ok(None);
     }
-    let mut parties = Parties::workers_only(args.identity.as_deref())?;
+    let parties = Parties::workers_only(args.identity.as_deref())?;
     let two = named.policy.secrecy() == Secrecy::TwoWorkers;
     let mut workers = args.worker.clone();
     let mut own = Vec::new();
@@ -154,7 +154,6 @@ fn crew(args: &Args, named: &Named) -> Result<Option<Arc<Crew>>> {
         "{} needs two workers, one is named",
         named.name
     );
-    parties = parties.without_dealer();
     Ok(Some(Arc::new(Crew {
         workers,
         parties,

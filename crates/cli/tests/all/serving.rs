@@ -148,7 +148,7 @@ fn what_cannot_be_served_is_said() {
     let here = Folder::new();
     let folder = here.at("");
     let refused = |args: &[&str], why: &str| {
-        let ran = here.larvatus(&[&["serve"], args].concat());
+        let ran = here.larvatus(&[&["serve", "--allow-unlocked"], args].concat());
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.err.contains(why), "{ran:?}");
     };
