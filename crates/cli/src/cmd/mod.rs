@@ -3,12 +3,16 @@
 mod audit;
 mod bench;
 mod calibrate;
+pub(crate) mod client;
 mod discover;
+mod evidence;
 mod judge;
 mod pair;
 mod plan;
 mod provision;
+pub(crate) mod release;
 mod run;
+pub(crate) mod seal;
 mod worker;
 
 use std::path::Path;
@@ -60,6 +64,9 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Pair(args) => pair::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::Seal(args) => seal::run(&args),
+        Command::Release(args) => release::run(&args),
+        Command::Client(args) => client::run(&args),
     }
 }
 
