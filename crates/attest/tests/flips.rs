@@ -220,6 +220,27 @@ fn all(step: usize) -> usize {
 }
 
 #[test]
+fn what_is_cut_is_refused_and_never_a_panic() {
+    let verifier = Verifier::new(any_policy()).unwrap();
+    for real in real() {
+        let encoded = real.evidence.encode();
+        let again = Evidence::decode(&encoded).unwrap();
+        assert_eq!(again, real.evidence, "{}", real.name);
+        for length in (0..encoded.len()).step_by(97) {
+            assert!(Evidence::decode(&encoded[..length]).is_err());
+        }
+        // What follows the quote's certificates is padding.
+        let report = real.evidence.report();
+        let quote = matches!(real.evidence.platform(), Platform::Sgx | Platform::Tdx);
+        let end = report.len() - if quote { 2000 } else { 0 };
+        for length in (0..end).step_by(13) {
+            let cut = real.evidence.clone().with_report(report[..length].to_vec());
+            assert!(verifier.genuine(&cut, real.at).is_err(), "{} {length}", real.name);
+        }
+    }
+}
+
+#[test]
 fn a_share_of_all_flips_is_refused() {
     assert!(all(41) >= 10_000);
 }
