@@ -45,8 +45,6 @@ pub(crate) enum Command {
     Seal(cmd::seal::Seal),
     /// Hand the key of a sealed model to a service whose evidence satisfies a policy: exit code 1 if it does not.
     Release(cmd::release::Release),
-    /// Send a request to a service whose evidence satisfies a policy: exit code 1, and nothing sent, if it does not.
-    Client(cmd::client::Client),
     /// Measure a model in every mode.
     Bench(Bench),
     /// Measure what work costs here, on the link and at the worker, for `--rates`.

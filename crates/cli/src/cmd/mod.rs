@@ -3,7 +3,6 @@
 mod audit;
 mod bench;
 mod calibrate;
-pub(crate) mod client;
 mod discover;
 mod evidence;
 mod judge;
@@ -66,7 +65,6 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         Command::Discover(args) => discover::run(&args),
         Command::Seal(args) => seal::run(&args),
         Command::Release(args) => release::run(&args),
-        Command::Client(args) => client::run(&args),
     }
 }
 
