@@ -17,6 +17,7 @@ ALLOWED = {
     "larvatus": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
+    "larvatus-serve": {"larvatus-attest"},
     "larvatus-cli": None,
     "larvatus-lab": None,
     "larvatus-testkit": None,

@@ -13,12 +13,30 @@ const LINES: usize = 64;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Request<'a> {
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) host: &'a str,
-    pub(crate) headers: &'a [(&'a str, &'a str)],
-    pub(crate) body: &'a [u8],
+pub struct Request<'a> {
+    /// Such as `GET`.
+    pub method: &'a str,
+    /// The path, with its query.
+    pub path: &'a str,
+    /// What `Host` says.
+    pub host: &'a str,
+    /// Further headers.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// A question without a body.
+    pub fn get(path: &'a str, host: &'a str) -> Self {
+        Self {
+            method: "GET",
+            path,
+            host,
+            headers: &[],
+            body: &[],
+        }
+    }
 }
 
 /// What is answered.
@@ -56,7 +74,10 @@ pub enum HttpError {
 }
 
 /// Sends a request and reads the response.
-pub(crate) fn exchange(
+///
+/// # Errors
+/// [`HttpError`].
+pub fn exchange(
     stream: &mut (impl Read + Write),
     request: &Request<'_>,
     limit: usize,

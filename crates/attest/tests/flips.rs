@@ -235,7 +235,11 @@ fn what_is_cut_is_refused_and_never_a_panic() {
         let end = report.len() - if quote { 2000 } else { 0 };
         for length in (0..end).step_by(13) {
             let cut = real.evidence.clone().with_report(report[..length].to_vec());
-            assert!(verifier.genuine(&cut, real.at).is_err(), "{} {length}", real.name);
+            assert!(
+                verifier.genuine(&cut, real.at).is_err(),
+                "{} {length}",
+                real.name
+            );
         }
     }
 }

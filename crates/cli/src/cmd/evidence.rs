@@ -21,7 +21,7 @@ pub(crate) struct Trust {
     pub(crate) service: String,
     /// What its evidence must say, a TOML file; see docs/serving.md.
     #[arg(long, value_name = "FILE")]
-    pub(crate) attestation_policy: PathBuf,
+    pub(crate) policy: PathBuf,
     /// Intel's collateral for SGX and TDX (.json), instead of what the service sends.
     #[arg(long, value_name = "FILE")]
     pub(crate) collateral: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     pub(crate) fn verifier(&self) -> Result<Verifier> {
-        let path = &self.attestation_policy;
+        let path = &self.policy;
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read policy {}", path.display()))?;
         let policy =

@@ -16,7 +16,7 @@ use crate::table::bytes;
 pub(super) fn judge(args: &Judge) -> Result<Verdict> {
     let started = Instant::now();
     let worker: PublicKey = args.worker_key.parse()?;
-    let about = || format!("evidence {}", args.evidence.display());
+    let about = || format!("{} is no evidence", args.evidence.display());
     let evidence = Evidence::decode(&read(&args.evidence)?).with_context(about)?;
     let path = graph_path(args, &evidence);
     let file = read(&path)?;
@@ -77,7 +77,7 @@ fn graph_path(args: &Judge, evidence: &Evidence) -> PathBuf {
 }
 
 pub(super) fn verify_receipt(args: &VerifyReceipt) -> Result<Verdict> {
-    let about = || format!("receipt {}", args.file.display());
+    let about = || format!("{} is no receipt", args.file.display());
     let receipt = Receipt::decode(&read(&args.file)?).with_context(about)?;
     let statement = receipt.unverified();
     let key = |given: &Option<String>, named: PublicKey| match given {

@@ -10,10 +10,10 @@ use larvatus_proto::wire::Writer;
 
 use super::{Demand, Leak, MaskSource, Sharing};
 use crate::inference::Steps;
-use crate::model::linear::{Linear, StaysLocal, recognise, share_uploads};
+use crate::model::linear::{Linear, StaysLocal, share_uploads};
 use crate::model::rounds::{Cut, Placed};
 use crate::model::{Model, Port};
-use crate::plan::{Kept, PlanError, PlannedRound, Row, Upload, program, rounds, row};
+use crate::plan::{Kept, PlanError, PlannedRound, Row, Upload, place_all, program, rounds, row};
 use crate::quantise::Channels;
 
 /// A layer that goes to a worker.
@@ -63,40 +63,17 @@ impl Plan {
     /// [`PlanError`] where the model cannot be cut or the plan cannot be carried.
     pub fn new(model: &Model, demand: &Demand) -> Result<Arc<Self>, PlanError> {
         let graph = model.graph();
-        let (mut found, mut kept) = (Vec::new(), Vec::new());
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        for &id in &order {
-            let node = graph.node(id);
-            let before = found.len();
-            let keep = |kind, macs, why| Kept {
-                name: node.name.clone(),
-                kind,
-                macs,
-                why,
-                before,
-            };
-            match recognise(graph, node) {
-                Ok(None) => {}
-                Err((kind, why)) => kept.push(keep(kind, None, why)),
-                Ok(Some(linear)) => match stays(&linear, demand) {
-                    None => found.push(linear),
-                    Some(why) => kept.push(keep(linear.kind, Some(linear.macs()), why)),
-                },
-            }
-        }
-        let known = |name: &String| {
-            kept.iter().any(|kept| kept.name == *name)
-                || found.iter().any(|linear| linear.name == *name)
+        let bound = |linear: &Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
+            // Nothing is rounded to steps here.
+            true => Ok(Bound::LARGEST),
+            false => Err(StaysLocal::NotFinite),
         };
-        if let Some(name) = demand.keep.iter().find(|name| !known(name)) {
-            return Err(PlanError::NoSuchLayer { name: name.clone() });
-        }
-        share_uploads(graph, found.iter_mut());
-        // Nothing is rounded to steps here.
-        let linears = found.into_iter().map(|linear| (linear, Bound::LARGEST));
-        let mut cut = Cut::new(graph, linears.collect())?;
+        let (mut found, kept) = place_all(graph, &order, &demand.keep, bound)?;
+        share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
+        let mut cut = Cut::new(graph, found)?;
         let layers: Vec<Layer> = cut.calls.iter_mut().map(layer).collect();
         let rounds = rounds(&cut)?;
         let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
@@ -306,14 +283,6 @@ impl Steps for Plan {
     fn rounds(&self) -> &[PlannedRound] {
         &self.rounds
     }
-}
-
-fn stays(linear: &Linear, demand: &Demand) -> Option<StaysLocal> {
-    if demand.keep.contains(&linear.name) {
-        return Some(StaysLocal::Policy);
-    }
-    let finite = linear.weights.iter().all(|weight| weight.is_finite());
-    (!finite).then_some(StaysLocal::NotFinite)
 }
 
 /// Takes the weights out of a call, and folds into them what rides along by channel.

@@ -3,6 +3,7 @@
 mod cost;
 mod guarantee;
 mod paying;
+mod placing;
 mod rates;
 pub(crate) mod row;
 
@@ -16,13 +17,14 @@ use larvatus_proto::wire::{DecodeError, Writer};
 
 pub use cost::{Cost, Estimate, WeightBytes};
 pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
+pub(crate) use placing::place_all;
 pub use rates::{LinkRates, LocalRates, Rates, RatesError, TrustedRates, WorkerRates};
 pub use row::Row;
 
 use crate::claim::Checked;
 use crate::engine::Engine;
 use crate::inference::Steps;
-use crate::model::linear::{Kind, Linear, StaysLocal, recognise, share_uploads};
+use crate::model::linear::{Kind, Linear, StaysLocal, share_uploads};
 use crate::model::order::Order;
 use crate::model::rounds::{Cut, Placed, Slot};
 use crate::model::{Model, ModelError};
@@ -152,36 +154,11 @@ impl Plan {
     /// [`PlanError`] where the model cannot be cut or the plan cannot be carried.
     pub fn new(model: &Model, policy: &Policy) -> Result<Arc<Self>, PlanError> {
         let graph = model.graph();
-        let (mut found, mut kept) = (Vec::new(), Vec::new());
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        for &id in &order {
-            let node = graph.node(id);
-            let before = found.len();
-            let keep = |kind, macs, why| Kept {
-                name: node.name.clone(),
-                kind,
-                macs,
-                why,
-                before,
-            };
-            match recognise(graph, node) {
-                Ok(None) => {}
-                Err((kind, why)) => kept.push(keep(kind, None, why)),
-                Ok(Some(linear)) => match place(&linear, policy) {
-                    Ok(quantised) => found.push((linear, quantised)),
-                    Err(why) => kept.push(keep(linear.kind, Some(linear.macs()), why)),
-                },
-            }
-        }
-        let known = |name: &String| {
-            kept.iter().any(|kept| kept.name == *name)
-                || found.iter().any(|(linear, _)| linear.name == *name)
-        };
-        if let Some(name) = policy.keep.iter().find(|name| !known(name)) {
-            return Err(PlanError::NoSuchLayer { name: name.clone() });
-        }
+        let quantised = |linear: &Linear| quantise(&linear.shape, &linear.weights, policy.weights);
+        let (mut found, mut kept) = place_all(graph, &order, &policy.keep, quantised)?;
         if policy.offload == Offload::Paying {
             let linears: Vec<&Linear> = found.iter().map(|(linear, _)| linear).collect();
             let away = paying::choose(graph, &order, &linears, policy);
@@ -365,14 +342,6 @@ impl Steps for Plan {
     fn rounds(&self) -> &[PlannedRound] {
         self.rounds()
     }
-}
-
-/// Whether a layer goes to a worker, and with which weights.
-fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
-    if policy.keep.contains(&linear.name) {
-        return Err(StaysLocal::Policy);
-    }
-    quantise(&linear.shape, &linear.weights, policy.weights)
 }
 
 /// Keeps the layers that are not `away`, at their place among those that stay anyway.

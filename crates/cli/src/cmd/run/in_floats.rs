@@ -305,12 +305,7 @@ fn single(output: &Output) -> Single {
 /// A report before anything was measured.
 fn blank(plan: &Plan, preset: &str) -> Report {
     Report {
-        model: plan.model().to_string(),
         plan: plan.digest().to_string(),
-        preset: preset.to_owned(),
-        verdict: VerdictField::Accepted("accepted"),
-        // Nothing is checked before it is used.
-        soundness_bits: 0.0,
         input_privacy: match plan.demand().masks() {
             Some(_) => "leaks".to_owned(),
             None => "none".to_owned(),
@@ -320,19 +315,7 @@ fn blank(plan: &Plan, preset: &str) -> Report {
             _ => "leaks".to_owned(),
         },
         guarantee: plan.guarantee(),
-        trusted_cpu_ms: Cpu::default(),
-        wall_ms: 0.0,
-        waiting_ms: 0.0,
-        bytes: Bytes::default(),
-        round_trips: 0,
-        memory: Memory::default(),
         layers: layers(plan.rows(), preset),
-        worker: None,
-        tickets: None,
-        audit: None,
-        floats: None,
-        frames: None,
-        finished_here: 0,
-        inferences: Vec::new(),
+        ..Report::blank(plan.model(), preset)
     }
 }

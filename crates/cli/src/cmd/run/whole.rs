@@ -1,6 +1,6 @@
 //! `larvatus run --preset whole-audited`: the whole network at the worker, in clear, audited later.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,7 +14,7 @@ use larvatus::error::{InferError, WorkerMisbehaved};
 use larvatus::model::Model;
 use larvatus::tensor::Tensor;
 use larvatus::whole::Whole;
-use larvatus_host::{entropy, process_cpu};
+use larvatus_host::{entropy, process_cpu, thread_cpu};
 use larvatus_proto::receipt::PublicKey;
 
 use super::{Args, Named, Names, Results, finish};
@@ -72,7 +72,6 @@ pub(super) fn run(
         let bytes = whole.model().graph().pack_inputs(&values);
         packed.push(bytes.context("an input that the graph does not take")?);
     }
-    let offline = millis(process_cpu() - cpu);
     let own = match args.worker.is_empty() {
         true => Some(OwnWorker::start(None)?),
         false => None,
@@ -84,7 +83,7 @@ pub(super) fn run(
         &args.worker
     };
     let mut report = report(model, named, &terms);
-    let before = (process_cpu(), Instant::now());
+    let before = Instant::now();
     let work = Work {
         args,
         parties,
@@ -97,7 +96,13 @@ pub(super) fn run(
     let mut failures = Vec::new();
     for address in workers {
         let tried = work.through(address, inputs.len())?;
-        let (ran, worker, bytes, audits) = match tried {
+        let Through {
+            ran,
+            worker,
+            bytes,
+            audits,
+            online,
+        } = match tried {
             Ok(done) => done,
             Err(End::Failed(why)) => {
                 failures.push(format!("{address}: {why}"));
@@ -147,10 +152,10 @@ pub(super) fn run(
             tensors: vec![],
             singles: vec![],
             cpu: Cpu {
-                online: millis(process_cpu() - before.0),
-                offline,
+                online: millis(online),
+                offline: millis((process_cpu() - cpu).saturating_sub(online)),
             },
-            wall: before.1.elapsed(),
+            wall: before.elapsed(),
             memory: Memory::of_process(),
         };
         let each = ran.len().max(1) as u64;
@@ -210,6 +215,8 @@ pub(crate) struct Audits {
     pub(crate) settled: u64,
     pub(crate) lies: Vec<(u64, String)>,
     pub(crate) given_up: Vec<(u64, String)>,
+    /// CPU time of their thread.
+    cpu: Duration,
 }
 
 struct Work<'a> {
@@ -222,7 +229,15 @@ struct Work<'a> {
     packed: &'a [Vec<u8>],
 }
 
-type Through = (Vec<Ran>, Worker, Bytes, Audits);
+/// What came through one worker.
+struct Through {
+    ran: Vec<Ran>,
+    worker: Worker,
+    bytes: Bytes,
+    audits: Audits,
+    /// CPU time of the inferences, audits in the background not counted.
+    online: Duration,
+}
 
 impl Work<'_> {
     fn place<'a>(&'a self, address: &'a str, key: Option<PublicKey>) -> Where<'a> {
@@ -258,7 +273,7 @@ impl Work<'_> {
             true => Some(Background::start(self, address, key)?),
             false => None,
         };
-        let moved = line.traffic();
+        let (moved, before) = (line.traffic(), process_cpu());
         let ran = self.infer(&mut line, inputs, background.as_ref())?;
         let now = line.traffic();
         let bytes = Bytes {
@@ -266,10 +281,17 @@ impl Work<'_> {
             down: now.received_bytes - moved.received_bytes,
         };
         let audits = background.map_or_else(|| Ok(Audits::default()), Background::finish)?;
+        let online = (process_cpu() - before).saturating_sub(audits.cpu);
         Ok(match ran {
             Ok(ran) => {
                 line.close();
-                Ok((ran, Worker { name, key }, bytes, audits))
+                Ok(Through {
+                    ran,
+                    worker: Worker { name, key },
+                    bytes,
+                    audits,
+                    online,
+                })
             }
             Err(why) => Err(why.into()),
         })
@@ -283,18 +305,19 @@ impl Work<'_> {
         background: Option<&Background>,
     ) -> Result<Result<Vec<Ran>, InferError>> {
         let mut numbers = self.ledger.reserve(inputs as u64)?;
-        let mut waiting = self.packed.iter();
-        let mut flying = VecDeque::new();
-        let mut outputs = Vec::with_capacity(inputs);
+        let mut waiting = self.packed.iter().enumerate();
+        let mut flying = BTreeMap::new();
+        let mut outputs = BTreeMap::new();
         let bar = self.bar("inferences", inputs as u64, "{pos}/{len}");
         while outputs.len() < inputs {
             while flying.len() < self.args.window
-                && let Some(input) = waiting.next()
+                && let Some((at, input)) = waiting.next()
             {
                 let number = numbers.next().context("a number for each input")?;
                 let now = line.clock.now();
                 let call = line.remote.run(number, entropy()?, input.clone(), now);
-                flying.push_back(call.context("an input that the graph does not take")?);
+                let call = call.context("an input that the graph does not take")?;
+                flying.insert(call, at);
             }
             if let Err(why) = line.step(STEP)? {
                 return Ok(Err(why));
@@ -303,10 +326,12 @@ impl Work<'_> {
                 let Done::Ran { call, record, took } = done else {
                     bail!("an opening that nobody asked for");
                 };
-                // A worker answers in the order in which it is asked.
-                ensure!(flying.pop_front() == Some(call), "runs out of order");
+                // In whatever order the worker answers.
+                let at = flying
+                    .remove(&call)
+                    .context("a run that nobody asked for")?;
                 self.ledger.keep(&record)?;
-                outputs.push(self.output(&record, took)?);
+                outputs.insert(at, self.output(&record, took)?);
                 if let Some(background) = background {
                     background.audit(record.counter());
                 }
@@ -314,7 +339,7 @@ impl Work<'_> {
             }
         }
         bar.finish_and_clear();
-        Ok(Ok(outputs))
+        Ok(Ok(outputs.into_values().collect()))
     }
 
     fn output(&self, record: &Provisional, took: Duration) -> Result<Ran> {
@@ -409,6 +434,7 @@ fn background(
     if let Some(line) = line {
         line.close();
     }
+    audits.cpu = thread_cpu();
     Ok(audits)
 }
 
