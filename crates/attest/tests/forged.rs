@@ -436,7 +436,12 @@ fn every_fault_of_a_quote_has_its_own_error() {
             }),
             quote(QuoteFault::NoTcbLevel),
         ),
-        ("another root", other_root, quote(QuoteFault::Chain)),
+        ("another root", other_root, quote(QuoteFault::CrlMalformed)),
+        (
+            "a link of the chain is missing",
+            after(Spoil::Chain),
+            quote(QuoteFault::Chain),
+        ),
         (
             "no quote",
             refused(

@@ -193,6 +193,7 @@ pub(crate) struct Parts {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spoil {
     Nothing,
+    Chain,
     Quote(usize),
     TcbInfo,
     QeIdentity,
@@ -268,7 +269,10 @@ impl Parts {
         if self.spoil == Spoil::QeReportSignature {
             qe_signature[40] ^= 1;
         }
-        let chain = [&makers.pck, &makers.platform, &makers.root];
+        let chain = match self.spoil {
+            Spoil::Chain => [&makers.pck, &makers.other_root, &makers.root],
+            _ => [&makers.pck, &makers.platform, &makers.root],
+        };
         let chain: String = chain.iter().map(|entity| entity.pem()).collect();
         let mut auth = sign(&makers.attestation, &signed);
         auth.extend_from_slice(public);
