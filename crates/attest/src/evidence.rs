@@ -93,6 +93,13 @@ impl Evidence {
         self
     }
 
+    /// The same with another report, as somebody on the way may make of it.
+    #[must_use]
+    pub fn with_report(mut self, report: Vec<u8>) -> Self {
+        self.report = report;
+        self
+    }
+
     /// Reads evidence.
     ///
     /// # Errors

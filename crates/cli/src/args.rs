@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::cmd;
+
 /// Runs neural networks on hardware that its owner does not trust.
 ///
 /// The linear layers go to a worker, hidden by one-time pads; every answer is checked.
@@ -44,6 +46,10 @@ pub(crate) enum Command {
     Pair(Pair),
     /// List the workers that announce themselves on the local network.
     Discover(Discover),
+    /// Seal a model, so that only services read it to which `release` hands its key.
+    Seal(cmd::seal::Seal),
+    /// Hand the key of a sealed model to a service whose evidence satisfies a policy: exit code 1 if it does not.
+    Release(cmd::release::Release),
     /// Measure a model in every mode.
     Bench(Bench),
     /// Measure what work costs here, on the link and at the worker, for `--rates`.

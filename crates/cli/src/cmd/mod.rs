@@ -5,11 +5,14 @@ mod bench;
 mod calibrate;
 mod client;
 mod discover;
+mod evidence;
 mod judge;
 mod pair;
 mod plan;
 mod provision;
+pub(crate) mod release;
 mod run;
+pub(crate) mod seal;
 mod serve;
 mod worker;
 
@@ -70,6 +73,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Pair(args) => pair::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::Seal(args) => seal::run(&args),
+        Command::Release(args) => release::run(&args),
     }
 }
 
