@@ -100,7 +100,7 @@ async fn attestation(
 async fn release(
     State(service): State<Arc<Service>>,
     request: Request,
-) -> Result<StatusCode, Refusal> {
+) -> Result<Response, Refusal> {
     let confidential = service.confidential.as_ref().ok_or_else(none)?;
     let deadline = service.deadline(None);
     let body = collect(request.into_body(), None, GRANT, deadline).await?;
@@ -111,9 +111,10 @@ async fn release(
         Refusal::NotFound(format!("the key of model {model} is taken, but the repository has no such file"))
     })?;
     let loading = Arc::clone(&service);
-    let loaded = tokio::task::spawn_blocking(move || loading.repository.load(&name));
-    loaded.await.map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
-    Ok(StatusCode::NO_CONTENT)
+    let loaded = tokio::task::spawn_blocking(move || loading.repository.load(&name).map(|()| name));
+    let name = loaded.await.map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
+    let said = serde_json::json!({ "loaded": name }).to_string();
+    Ok(([(CONTENT_TYPE, "application/json")], said).into_response())
 }
 
 /// Whether a request's content is sealed.

@@ -332,7 +332,8 @@ fn a_released_key_loads_its_model() {
     let grant = release(&attested, &owner.unwrap(&header).unwrap()).unwrap();
     let post = |body: &[u8]| server.connect().send("POST", "/release", &[], body);
     post(b"no grant").says(400, "not a grant");
-    post(grant.as_bytes()).is(204);
+    let reply = post(grant.as_bytes()).is(200);
+    assert_eq!(reply.json()["loaded"], "double");
     server.get("/v2/models/double/ready").is(200);
     // It is good once.
     post(grant.as_bytes()).is(400);
