@@ -34,7 +34,10 @@ impl Keys {
         let shown = file.file_name().unwrap_or_default().display();
         let failed = |why: String| format!("{shown}: {why}");
         let mut opened = File::open(file).map_err(|why| failed(why.to_string()))?;
-        let length = opened.metadata().map_err(|why| failed(why.to_string()))?.len();
+        let length = opened
+            .metadata()
+            .map_err(|why| failed(why.to_string()))?
+            .len();
         let header = Header::read(&mut opened).map_err(|why| failed(why.to_string()))?;
         let model = header.model();
         let key = {
@@ -44,7 +47,8 @@ impl Keys {
         let key = key.ok_or_else(|| {
             format!("it is sealed, and its owner has not released its key yet (model {model}); see `larvatus release`")
         })?;
-        seal::open(&header, &mut opened, &key, length, self.memory).map_err(|why| failed(why.to_string()))
+        seal::open(&header, &mut opened, &key, length, self.memory)
+            .map_err(|why| failed(why.to_string()))
     }
 }
 
@@ -59,7 +63,11 @@ impl Keyring for Ring {
         let files = std::fs::read_dir(&self.0.folder).ok()?;
         files.filter_map(Result::ok).find_map(|entry| {
             let path = entry.path();
-            let name = path.file_name()?.to_str()?.strip_suffix(&format!(".{SEALED}"))?.to_owned();
+            let name = path
+                .file_name()?
+                .to_str()?
+                .strip_suffix(&format!(".{SEALED}"))?
+                .to_owned();
             let header = Header::read(&mut File::open(&path).ok()?).ok()?;
             (header.model() == model).then_some(name)
         })

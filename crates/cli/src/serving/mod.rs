@@ -143,7 +143,9 @@ impl Engine for Running {
         };
         let written = self.outputs.iter().zip(&outputs);
         let written = written.map(|(port, tensor)| tensors::write(&port.name, tensor));
-        written.collect::<Result<_, _>>().map_err(EngineError::Failed)
+        written
+            .collect::<Result<_, _>>()
+            .map_err(EngineError::Failed)
     }
 }
 
