@@ -84,7 +84,7 @@ pub(crate) struct Job {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Inference {
-    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.sealed once its owner has released the key.
+    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.onnx.sealed once its owner has released the key.
     pub(crate) models: PathBuf,
     /// Where to listen; every address speaks HTTP and gRPC. Given twice by default: for clients that want one port each.
     #[arg(long, value_name = "IP:PORT", default_values = ["127.0.0.1:8000", "127.0.0.1:8001"])]

@@ -11,7 +11,13 @@ use larvatus_attest::statement::ModelId;
 use larvatus_serve::confidential::Keyring;
 
 /// How the files of sealed models end.
-pub(super) const SEALED: &str = "sealed";
+pub(super) const SEALED: &str = ".sealed";
+
+/// Whether a file is one of them.
+pub(super) fn is_sealed(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.ends_with(SEALED))
+}
 
 /// The keys that owners have released to this process.
 pub(crate) struct Keys {
@@ -63,13 +69,14 @@ impl Keyring for Ring {
         let files = std::fs::read_dir(&self.0.folder).ok()?;
         files.filter_map(Result::ok).find_map(|entry| {
             let path = entry.path();
-            let name = path
-                .file_name()?
-                .to_str()?
-                .strip_suffix(&format!(".{SEALED}"))?
-                .to_owned();
+            if !is_sealed(&path) {
+                return None;
+            }
             let header = Header::read(&mut File::open(&path).ok()?).ok()?;
-            (header.model() == model).then_some(name)
+            if header.model() != model {
+                return None;
+            }
+            super::name(&path)
         })
     }
 }
