@@ -204,8 +204,7 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
     server.infer("double", GOOD).is(200);
     let page = server.get("/metrics").is(200).body;
     assert!(
-        page.contains("larvatus_requests_total{model=\"double\",outcome=\"invalid\"} 28")
-            || page.contains("outcome=\"invalid\""),
+        page.contains("larvatus_requests_total{model=\"double\",outcome=\"invalid\"}"),
         "{page}"
     );
     assert!(
@@ -226,7 +225,7 @@ fn the_document_describes_what_is_there() {
                 .connect()
                 .send(&method.to_uppercase(), &path, &[], b"");
             assert!(
-                ![404, 405].contains(&reply.status),
+                reply.status != 405 && !reply.body.contains("no such path"),
                 "{method} {path}: {reply:?}"
             );
         }

@@ -73,13 +73,13 @@ fn what_is_too_large_is_not_read() {
 #[test]
 fn a_deadline_is_kept_by_whoever_is_late() {
     let server = Running::with(&["held"], |settings| {
-        settings.deadline = Duration::from_millis(300);
+        settings.deadline = Duration::from_millis(1500);
     });
     // The client's own wish is shorter.
     let hurried = GOOD.replace("\"inputs\"", "\"parameters\":{\"timeout\":1000},\"inputs\"");
     let started = Instant::now();
     server.infer("held", &hurried).says(408, "deadline");
-    assert!(started.elapsed() < Duration::from_millis(250));
+    assert!(started.elapsed() < Duration::from_millis(1200));
     server.infer("held", GOOD).says(408, "deadline");
     // A body that does not come.
     let mut client = server.connect();
