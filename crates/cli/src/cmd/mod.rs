@@ -3,12 +3,17 @@
 mod audit;
 mod bench;
 mod calibrate;
+mod client;
 mod discover;
+mod evidence;
 mod judge;
 mod pair;
 mod plan;
 mod provision;
+pub(crate) mod release;
 mod run;
+pub(crate) mod seal;
+mod serve;
 mod worker;
 
 use std::path::Path;
@@ -21,7 +26,7 @@ use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
-use crate::args::{Args, Command, Dealing, Job};
+use crate::args::{Args, Command, Dealing, Inference, Job};
 use crate::{Verdict, known, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
@@ -35,6 +40,14 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
+        Command::Serve(mut args) => {
+            let Inference {
+                worker, identity, ..
+            } = &mut *args;
+            known::resolve(worker, identity)?;
+            serve::run(&args)
+        }
+        Command::Client(args) => client::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {
@@ -60,6 +73,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Pair(args) => pair::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::Seal(args) => seal::run(&args),
+        Command::Release(args) => release::run(&args),
     }
 }
 
