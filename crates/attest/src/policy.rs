@@ -187,6 +187,17 @@ impl Policy {
         self.freshness
     }
 
+    /// Whether there is a section for a platform.
+    pub(crate) fn names(&self, platform: Platform) -> bool {
+        match platform {
+            Platform::Nitro => self.nitro.is_some(),
+            Platform::SevSnp => self.sev_snp.is_some(),
+            Platform::Sgx => self.sgx.is_some(),
+            Platform::SimulatedNotATee => self.simulated_not_a_tee.is_some(),
+            Platform::Tdx => self.tdx.is_some(),
+        }
+    }
+
     /// Whether evidence that proves nothing passes. Whoever shows this policy should say so loudly.
     pub fn names_simulated(&self) -> bool {
         self.simulated_not_a_tee.is_some()

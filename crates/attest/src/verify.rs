@@ -210,6 +210,10 @@ impl Verifier {
             });
         }
         evidence.statement().hold_against(wanted)?;
+        let platform = evidence.platform();
+        if !self.policy.names(platform) {
+            return Err(Refused::PlatformNotNamed { platform });
+        }
         let genuine = self.genuine(evidence, now)?;
         genuine.says(&wanted.report_data())?;
         genuine.appraise(&self.policy)?;

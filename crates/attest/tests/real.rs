@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::time::Instant;
-
 use common::{any_policy, policy, real, statement, testdata};
 use larvatus_attest::evidence::Evidence;
 use larvatus_attest::platform::Platform;
 use larvatus_attest::statement::UnixTime;
 use larvatus_attest::verify::{QuoteFault, Refused, Verifier};
+use rustix::time::{ClockId, clock_gettime};
 
 fn verifier() -> Verifier {
     // Long enough for a document that is verified at its own second.
@@ -144,7 +143,9 @@ fn real_evidence_out_of_its_time_or_its_kind_is_refused() {
     // Quotes that ship without collateral: nothing vouches for them.
     for name in ["quote-from-tappd.hex", "tdx-quote.hex"] {
         let text = testdata(&format!("real/{name}"));
-        let quote = hex::decode(text.trim_ascii()).unwrap();
+        let digits = text.trim_ascii();
+        let digits = digits.strip_prefix(b"0x").unwrap_or(digits);
+        let quote = hex::decode(digits).unwrap();
         let bare = Evidence::new(Platform::Tdx, statement(), quote);
         assert_eq!(refused(&bare, 1_751_328_000), Refused::CollateralMissing);
     }
@@ -177,25 +178,34 @@ fn real_evidence_out_of_its_time_or_its_kind_is_refused() {
     assert_eq!(stale, Refused::NitroStale { limit, age });
 }
 
-/// `cargo test --release -p larvatus-attest --test real -- --ignored --nocapture speed`
+/// Time that this thread has computed, in ms: what others do on the machine does not count.
+fn cpu() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
+}
+
+/// `cargo test -p larvatus-attest --test real -- --ignored --nocapture speed`
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
     let verifier = verifier();
-    println!("{:18} {:>9} {:>9} {:>9}", "", "p50 ms", "p99 ms", "max ms");
+    println!(
+        "{:18} {:>8} {:>8} {:>8}  ms of CPU",
+        "", "p50", "p99", "max"
+    );
     for real in real() {
         let encoded = real.evidence.encode();
         let mut times: Vec<f64> = (0..1000)
             .map(|_| {
-                let start = Instant::now();
+                let start = cpu();
                 let evidence = Evidence::decode(&encoded).unwrap();
                 verifier.genuine(&evidence, real.at).unwrap();
-                start.elapsed().as_secs_f64() * 1e3
+                cpu() - start
             })
             .collect();
         times.sort_by(f64::total_cmp);
         println!(
-            "{:18} {:9.2} {:9.2} {:9.2}",
+            "{:18} {:8.2} {:8.2} {:8.2}",
             real.name, times[500], times[990], times[999]
         );
     }

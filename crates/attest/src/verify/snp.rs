@@ -190,6 +190,11 @@ fn signed_by_issuer(der: &[u8], issuer: &Issuer) -> Result<(), Refused> {
     if vcek.to_der().ok().as_deref() != Some(der) {
         return Err(Refused::VcekMalformed);
     }
+    // The algorithm is named inside and outside of what is signed; `sev` compares neither with the other.
+    let parsed = parse(der)?;
+    if parsed.signature_algorithm != parsed.tbs_certificate.signature {
+        return Err(Refused::VcekMalformed);
+    }
     let verified = (&issuer.ask, &vcek).verify();
     verified.map_err(|_| Refused::VcekSignature)
 }
@@ -205,6 +210,9 @@ fn not_revoked(issuer: &Issuer, crls: &[Vec<u8>], at: ASN1Time) -> Result<bool, 
         };
         if crl.issuer().as_raw() != ark.subject().as_raw() {
             continue;
+        }
+        if crl.signature_algorithm != crl.tbs_cert_list.signature {
+            return Err(Refused::CrlMalformed);
         }
         let key = &ark.public_key().subject_public_key.data;
         UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, key)
