@@ -299,7 +299,7 @@ fn watch(pid: Option<u32>, over: &AtomicBool) -> Vec<u64> {
     while !over.load(Ordering::Relaxed) {
         let status = std::fs::read_to_string(&path).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let value = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        let value = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
         seen.extend(value);
         sleep(Duration::from_secs(2));
     }

@@ -20,7 +20,7 @@ use crate::Verdict;
 use crate::args::{Floats, Inference as Args, Job};
 use crate::cmd::Named;
 use crate::parties::Parties;
-use crate::serving::{Crew, Keys, Models, Ring};
+use crate::serving::{Crew, Keys, Models, OpenShape, Ring};
 use crate::spawn::OwnWorker;
 
 pub(super) fn run(args: &Args) -> Result<Verdict> {
@@ -175,12 +175,15 @@ pub(super) fn seconds(what: &str, given: f64) -> Result<Duration> {
 }
 
 /// `MODEL:INPUT=1x3x224x224`.
-fn shapes(given: &[String]) -> Result<Vec<(String, (String, Vec<usize>))>> {
+fn shapes(given: &[String]) -> Result<Vec<OpenShape>> {
     let one = |text: &String| {
         let (model, shape) = text.split_once(':').with_context(|| {
             format!("--shape {text:?} is not of the form MODEL:INPUT=1x3x224x224")
         })?;
-        Ok((model.to_owned(), crate::input::parse_shape(shape)?))
+        Ok(OpenShape {
+            model: model.to_owned(),
+            input: crate::input::parse_shape(shape)?,
+        })
     };
     given.iter().map(one).collect()
 }

@@ -36,11 +36,18 @@ fn name(file: &Path) -> Option<String> {
 /// How the files of models that are not sealed end.
 const PLAIN: &str = ".onnx";
 
+/// The shape of an input that a model leaves open.
+pub(crate) struct OpenShape {
+    pub(crate) model: String,
+    /// The input's name, and its shape.
+    pub(crate) input: (String, Vec<usize>),
+}
+
 /// Makes engines under one policy.
 pub(crate) struct Models {
     pub(crate) named: Named,
-    /// Shapes that models leave open: the model's name, its input's, the shape.
-    pub(crate) shapes: Vec<(String, (String, Vec<usize>))>,
+    /// Shapes that models leave open.
+    pub(crate) shapes: Vec<OpenShape>,
     /// Who does the linear layers, where the policy sends them away.
     pub(crate) crew: Option<Arc<Crew>>,
     /// Keys of sealed models.
@@ -50,8 +57,8 @@ pub(crate) struct Models {
 impl Models {
     /// The engine of a model's bytes.
     fn engine(&self, name: &str, bytes: &[u8]) -> Result<Box<dyn Engine>, String> {
-        let shapes = self.shapes.iter().filter(|(model, _)| model == name);
-        let shapes: Vec<_> = shapes.map(|(_, shape)| shape.clone()).collect();
+        let shapes = self.shapes.iter().filter(|of| of.model == name);
+        let shapes: Vec<_> = shapes.map(|of| of.input.clone()).collect();
         let model = Model::load(bytes, &shapes).map_err(|err| err.to_string())?;
         let inputs = model.inputs().iter().map(|port| {
             let known = tensors::port(port)?;
@@ -141,7 +148,7 @@ impl Engine for Running {
     }
 
     fn infer(&self, inputs: Vec<Tensor>, deadline: Instant) -> Result<Vec<Tensor>, EngineError> {
-        let read = inputs.into_iter().map(|input| tensors::read(&input));
+        let read = inputs.into_iter().map(|input| read(&input));
         let read = read.collect::<Result<Vec<tensor::Tensor>, _>>();
         let inputs = read.map_err(EngineError::Input)?;
         let outputs = match &self.work {
@@ -150,7 +157,7 @@ impl Engine for Running {
             Work::Split(split) => split.infer(inputs, deadline)?,
         };
         let written = self.outputs.iter().zip(&outputs);
-        let written = written.map(|(port, tensor)| tensors::write(&port.name, tensor));
+        let written = written.map(|(port, tensor)| write(&port.name, tensor));
         written
             .collect::<Result<_, _>>()
             .map_err(EngineError::Failed)
