@@ -40,7 +40,7 @@ pub(crate) enum Command {
     /// Hold a receipt against the keys of both sides; takes no secret.
     VerifyReceipt(VerifyReceipt),
     /// Judge whether a file of evidence shows that a worker lied: exit code 0 if it does, 1 if not, 2 for what is no
-    /// evidence. Takes no secret.
+    /// evidence. Takes no secret, unless the evidence is sealed to you.
     Judge(Judge),
     /// Learn the key of a worker that runs with --pair: both show a code, which you compare.
     Pair(Pair),
@@ -84,7 +84,7 @@ pub(crate) struct Job {
 
 #[derive(clap::Args, Debug)]
 pub(crate) struct Inference {
-    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.sealed once its owner has released the key.
+    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.onnx.sealed once its owner has released the key.
     pub(crate) models: PathBuf,
     /// Where to listen; every address speaks HTTP and gRPC. Given twice by default: for clients that want one port each.
     #[arg(long, value_name = "IP:PORT", default_values = ["127.0.0.1:8000", "127.0.0.1:8001"])]
@@ -317,6 +317,9 @@ pub(crate) struct Auditing {
     /// configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt_key: Option<PathBuf>,
+    /// Seal evidence to this judge, who is the only one to read it then; a key that `larvatus judge --new-key` printed.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) judge: Option<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -335,6 +338,9 @@ pub(crate) struct Audit {
     /// The key that this side signs with; receipt.key in larvatus's folder for configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt_key: Option<PathBuf>,
+    /// Seal evidence to this judge, who is the only one to read it then; a key that `larvatus judge --new-key` printed.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) judge: Option<String>,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
@@ -358,10 +364,17 @@ pub(crate) struct VerifyReceipt {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Judge {
     /// The evidence.
-    pub(crate) evidence: PathBuf,
+    #[arg(required_unless_present = "new_key")]
+    pub(crate) evidence: Option<PathBuf>,
     /// The key that is known to be the worker's.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) worker_key: String,
+    #[arg(long, value_name = "KEY", required_unless_present = "new_key")]
+    pub(crate) worker_key: Option<String>,
+    /// The key that opens evidence which was sealed to you.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Make such a key, print whom evidence is to be sealed to, and judge nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["evidence", "worker_key", "key", "graph"])]
+    pub(crate) new_key: Option<PathBuf>,
     /// The graph, as the folder of records has it; DIGEST.graph beside the evidence where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) graph: Option<PathBuf>,

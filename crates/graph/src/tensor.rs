@@ -189,6 +189,49 @@ impl TensorSpec {
     }
 }
 
+/// A place in an array with sides […, outer, inner, width]. It is counted on, not divided out line by line: lines are short,
+/// and a trace has many.
+struct Lines {
+    sides: [usize; 3],
+    image: usize,
+    x: usize,
+    y: usize,
+    column: usize,
+}
+
+impl Lines {
+    fn from(sides: [usize; 3], at: usize) -> Self {
+        let [outer, inner, width] = sides;
+        let (row, column) = (at / width, at % width);
+        let (rest, y) = (row / inner, row % inner);
+        Self {
+            sides,
+            image: rest / outer,
+            x: rest % outer,
+            y,
+            column,
+        }
+    }
+
+    /// The rest of the line, at most so much: where it lies in […, inner, outer, width], and how much it is. Goes on behind it.
+    fn take(&mut self, most: usize) -> (usize, usize) {
+        let [outer, inner, width] = self.sides;
+        let place = ((self.image * inner + self.y) * outer + self.x) * width + self.column;
+        let len = (width - self.column).min(most);
+        self.column += len;
+        if self.column == width {
+            (self.column, self.y) = (0, self.y + 1);
+        }
+        if self.y == inner {
+            (self.y, self.x) = (0, self.x + 1);
+        }
+        if self.x == outer {
+            (self.x, self.image) = (0, self.image + 1);
+        }
+        (place, len)
+    }
+}
+
 /// A run of an array with sides […, outer, inner, width], piece by piece: (first, where it lies in […, inner, outer, width],
 /// length). Without sides nothing changes places.
 fn exchanged(
@@ -196,19 +239,15 @@ fn exchanged(
     sides: Option<[usize; 3]>,
 ) -> impl Iterator<Item = (usize, usize, usize)> {
     let mut at = run.start;
+    let mut lines = sides.map(|sides| Lines::from(sides, at));
     std::iter::from_fn(move || {
         if at >= run.end {
             return None;
         }
-        let (place, len) = match sides {
-            None => (at, run.end - at),
-            Some([outer, inner, width]) => {
-                let (row, column) = (at / width, at % width);
-                let (rest, y) = (row / inner, row % inner);
-                let (image, x) = (rest / outer, rest % outer);
-                let place = ((image * inner + y) * outer + x) * width + column;
-                (place, (width - column).min(run.end - at))
-            }
+        let most = run.end - at;
+        let (place, len) = match &mut lines {
+            None => (at, most),
+            Some(lines) => lines.take(most),
         };
         let piece = (at, place, len);
         at += len;

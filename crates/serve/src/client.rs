@@ -103,7 +103,12 @@ pub trait Way {
     ///
     /// # Errors
     /// [`ClientError`].
-    fn infer(&mut self, model: &str, json: &[u8], binary: &[u8]) -> Result<(usize, Vec<u8>), ClientError>;
+    fn infer(
+        &mut self,
+        model: &str,
+        json: &[u8],
+        binary: &[u8],
+    ) -> Result<(usize, Vec<u8>), ClientError>;
 
     /// Who the service was attested to be, for people.
     fn who(&self) -> String;
@@ -116,7 +121,11 @@ fn path_of(model: &str) -> String {
 fn status(status: u16, body: &[u8]) -> ClientError {
     let said = serde_json::from_slice::<Value>(body).ok();
     let said = said.as_ref().and_then(|said| said["error"].as_str());
-    let said: String = said.unwrap_or("no reason given").chars().take(300).collect();
+    let said: String = said
+        .unwrap_or("no reason given")
+        .chars()
+        .take(300)
+        .collect();
     ClientError::Status {
         status,
         said: said.escape_debug().to_string(),
@@ -130,7 +139,11 @@ pub struct OverTls(AttestedStream);
 ///
 /// # Errors
 /// [`ClientError`]; nothing but the question was sent then.
-pub fn over_tls(address: &str, verifier: &Verifier, within: Duration) -> Result<OverTls, ClientError> {
+pub fn over_tls(
+    address: &str,
+    verifier: &Verifier,
+    within: Duration,
+) -> Result<OverTls, ClientError> {
     let socket = connect(address, within)?;
     let stream = Attesting::handshake(socket, address)?.attest(verifier, now)?;
     Ok(OverTls(stream))
@@ -145,20 +158,28 @@ impl Way for OverTls {
         }
     }
 
-    fn infer(&mut self, model: &str, json: &[u8], binary: &[u8]) -> Result<(usize, Vec<u8>), ClientError> {
+    fn infer(
+        &mut self,
+        model: &str,
+        json: &[u8],
+        binary: &[u8],
+    ) -> Result<(usize, Vec<u8>), ClientError> {
         let body = Zeroizing::new([json, binary].concat());
         let length = json.len().to_string();
         let headers = [
             ("Content-Type", "application/octet-stream"),
             ("Inference-Header-Content-Length", length.as_str()),
         ];
-        let got = self.0.exchange("POST", &path_of(model), &headers, &body, LARGEST)?;
+        let got = self
+            .0
+            .exchange("POST", &path_of(model), &headers, &body, LARGEST)?;
         if got.status != 200 {
             return Err(status(got.status, &got.body));
         }
         // The JSON's length is in a header that this client does not read: it is found again, since JSON says where
         // it ends.
-        let mut values = serde_json::Deserializer::from_slice(&got.body).into_iter::<serde::de::IgnoredAny>();
+        let mut values =
+            serde_json::Deserializer::from_slice(&got.body).into_iter::<serde::de::IgnoredAny>();
         match values.next() {
             Some(Ok(_)) => Ok((values.byte_offset(), got.body)),
             _ => Err(answer("no JSON")),
@@ -198,7 +219,11 @@ pub fn sealed(address: &str, verifier: &Verifier, within: Duration) -> Result<Se
         larvatus_attest::channel::PATH,
         challenge.nonce()
     );
-    let got = http::exchange(&mut stream, &http::Request::get(&path, address), MAX_ENCODED)?;
+    let got = http::exchange(
+        &mut stream,
+        &http::Request::get(&path, address),
+        MAX_ENCODED,
+    )?;
     if got.status != 200 {
         return Err(status(got.status, &got.body));
     }
@@ -213,14 +238,23 @@ pub fn sealed(address: &str, verifier: &Verifier, within: Duration) -> Result<Se
 
 impl Way for Sealed {
     fn get(&mut self, path: &str) -> Result<Vec<u8>, ClientError> {
-        let got = http::exchange(&mut self.stream, &http::Request::get(path, &self.host), LARGEST)?;
+        let got = http::exchange(
+            &mut self.stream,
+            &http::Request::get(path, &self.host),
+            LARGEST,
+        )?;
         match got.status {
             200 => Ok(got.body),
             other => Err(status(other, &got.body)),
         }
     }
 
-    fn infer(&mut self, model: &str, json: &[u8], binary: &[u8]) -> Result<(usize, Vec<u8>), ClientError> {
+    fn infer(
+        &mut self,
+        model: &str,
+        json: &[u8],
+        binary: &[u8],
+    ) -> Result<(usize, Vec<u8>), ClientError> {
         let length = u32::try_from(json.len()).map_err(|_| answer("a request of 4 GiB"))?;
         let body = Zeroizing::new([&length.to_le_bytes()[..], json, binary].concat());
         let path = path_of(model);
@@ -243,7 +277,9 @@ impl Way for Sealed {
             return Err(status(got.status, &got.body));
         }
         let opened = awaited.open(got.status, &got.body)?;
-        let (length, rest) = opened.split_first_chunk().ok_or_else(|| answer("too short"))?;
+        let (length, rest) = opened
+            .split_first_chunk()
+            .ok_or_else(|| answer("too short"))?;
         let length = u32::from_le_bytes(*length) as usize;
         if got.status != 200 {
             return Err(status(got.status, rest));
@@ -271,10 +307,16 @@ pub fn ports(way: &mut dyn Way, model: &str) -> Result<(Vec<Port>, Vec<Port>), C
 }
 
 fn port(value: &Value) -> Result<Port, ClientError> {
-    let name = value["name"].as_str().ok_or_else(|| answer("a port without a name"))?;
+    let name = value["name"]
+        .as_str()
+        .ok_or_else(|| answer("a port without a name"))?;
     let datatype = value["datatype"].as_str().unwrap_or_default().parse();
-    let dims = value["shape"].as_array().ok_or_else(|| answer("a port without a shape"))?;
-    let dims = dims.iter().map(|dim| dim.as_u64().and_then(|dim| usize::try_from(dim).ok()));
+    let dims = value["shape"]
+        .as_array()
+        .ok_or_else(|| answer("a port without a shape"))?;
+    let dims = dims
+        .iter()
+        .map(|dim| dim.as_u64().and_then(|dim| usize::try_from(dim).ok()));
     Ok(Port {
         name: name.to_owned(),
         datatype: datatype.map_err(|_| answer("a port of an unknown type"))?,
@@ -286,7 +328,11 @@ fn port(value: &Value) -> Result<Port, ClientError> {
 ///
 /// # Errors
 /// [`ClientError`].
-pub fn infer(way: &mut dyn Way, model: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>, ClientError> {
+pub fn infer(
+    way: &mut dyn Way,
+    model: &str,
+    inputs: &[Tensor],
+) -> Result<Vec<Tensor>, ClientError> {
     let heads = inputs.iter().map(|input| {
         json!({
             "name": input.name(),
@@ -299,26 +345,49 @@ pub fn infer(way: &mut dyn Way, model: &str, inputs: &[Tensor]) -> Result<Vec<Te
         "parameters": { "binary_data_output": true },
         "inputs": heads.collect::<Vec<_>>(),
     });
-    let mut binary = Zeroizing::new(Vec::with_capacity(inputs.iter().map(|input| input.bytes().len()).sum()));
+    let mut binary = Zeroizing::new(Vec::with_capacity(
+        inputs.iter().map(|input| input.bytes().len()).sum(),
+    ));
     for input in inputs {
         binary.extend_from_slice(input.bytes());
     }
     let (length, body) = way.infer(model, head.to_string().as_bytes(), &binary)?;
-    let (head, mut rest) = body.split_at_checked(length).ok_or_else(|| answer("JSON of an impossible length"))?;
+    let (head, mut rest) = body
+        .split_at_checked(length)
+        .ok_or_else(|| answer("JSON of an impossible length"))?;
     let head: Value = serde_json::from_slice(head).map_err(|_| answer("no JSON"))?;
-    let outputs = head["outputs"].as_array().ok_or_else(|| answer("no outputs"))?;
+    let outputs = head["outputs"]
+        .as_array()
+        .ok_or_else(|| answer("no outputs"))?;
     let mut tensors = Vec::with_capacity(outputs.len());
     for output in outputs {
-        let name = output["name"].as_str().ok_or_else(|| answer("an output without a name"))?;
-        let datatype: Datatype = output["datatype"].as_str().unwrap_or_default().parse().map_err(|_| answer("an output of an unknown type"))?;
-        let dims = output["shape"].as_array().ok_or_else(|| answer("an output without a shape"))?;
+        let name = output["name"]
+            .as_str()
+            .ok_or_else(|| answer("an output without a name"))?;
+        let datatype: Datatype = output["datatype"]
+            .as_str()
+            .unwrap_or_default()
+            .parse()
+            .map_err(|_| answer("an output of an unknown type"))?;
+        let dims = output["shape"]
+            .as_array()
+            .ok_or_else(|| answer("an output without a shape"))?;
         let dims: Vec<i64> = dims.iter().map(|dim| dim.as_i64().unwrap_or(-1)).collect();
         let (shape, _) = tensor::shape(&dims).map_err(|why| answer(&why.to_string()))?;
         let size = output["parameters"]["binary_data_size"].as_u64();
-        let size = size.and_then(|size| usize::try_from(size).ok()).ok_or_else(|| answer("an output without its size"))?;
-        let (bytes, left) = rest.split_at_checked(size).ok_or_else(|| answer("an output that is cut off"))?;
+        let size = size
+            .and_then(|size| usize::try_from(size).ok())
+            .ok_or_else(|| answer("an output without its size"))?;
+        let (bytes, left) = rest
+            .split_at_checked(size)
+            .ok_or_else(|| answer("an output that is cut off"))?;
         rest = left;
-        let tensor = Tensor::new(name.to_owned(), datatype, shape, Zeroizing::new(bytes.to_vec()));
+        let tensor = Tensor::new(
+            name.to_owned(),
+            datatype,
+            shape,
+            Zeroizing::new(bytes.to_vec()),
+        );
         tensors.push(tensor.map_err(|why| answer(&why.to_string()))?);
     }
     Ok(tensors)

@@ -62,7 +62,8 @@ pub(crate) fn routes(service: Arc<Service>) -> Router {
 
 fn none() -> Refusal {
     Refusal::NotFound(
-        "this service has no platform that vouches for it; it was started without --attest".to_owned(),
+        "this service has no platform that vouches for it; it was started without --attest"
+            .to_owned(),
     )
 }
 
@@ -85,7 +86,9 @@ async fn attestation(
     let _admission = service.admit()?;
     let platform = Arc::clone(&confidential.service);
     let asked = tokio::task::spawn_blocking(move || platform.answer(question, exporter));
-    let answer = asked.await.map_err(|_| Refusal::Failed("no evidence: a fault of this program".to_owned()))?;
+    let answer = asked
+        .await
+        .map_err(|_| Refusal::Failed("no evidence: a fault of this program".to_owned()))?;
     let evidence = answer.map_err(|why| match why {
         AnswerError::Question | AnswerError::NoChannel => Refusal::Invalid(why.to_string()),
         other => {
@@ -97,7 +100,10 @@ async fn attestation(
     Ok(([(CONTENT_TYPE, "application/json")], evidence).into_response())
 }
 
-async fn release(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Refusal> {
+async fn release(
+    State(service): State<Arc<Service>>,
+    request: Request,
+) -> Result<Response, Refusal> {
     let confidential = service.confidential.as_ref().ok_or_else(none)?;
     let deadline = service.deadline(None);
     let body = collect(request.into_body(), None, GRANT, deadline).await?;
@@ -105,18 +111,24 @@ async fn release(State(service): State<Arc<Service>>, request: Request) -> Resul
     let (model, key) = accepted.map_err(|why| Refusal::Invalid(why.to_string()))?;
     let name = confidential.keyring.take(model, key);
     let name = name.ok_or_else(|| {
-        Refusal::NotFound(format!("the key of model {model} is taken, but the repository has no such file"))
+        Refusal::NotFound(format!(
+            "the key of model {model} is taken, but the repository has no such file"
+        ))
     })?;
     let loading = Arc::clone(&service);
     let loaded = tokio::task::spawn_blocking(move || loading.repository.load(&name).map(|()| name));
-    let name = loaded.await.map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
-    let said = serde_json::json!({ "loaded": name });
-    Ok((StatusCode::OK, [(CONTENT_TYPE, "application/json")], said.to_string()).into_response())
+    let name = loaded
+        .await
+        .map_err(|_| Refusal::Failed("loading ended with a fault of this program".to_owned()))??;
+    let said = serde_json::json!({ "loaded": name }).to_string();
+    Ok(([(CONTENT_TYPE, "application/json")], said).into_response())
 }
 
 /// Whether a request's content is sealed.
 pub(crate) fn is_sealed(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == mailbox::CONTENT_TYPE.as_bytes())
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes() == mailbox::CONTENT_TYPE.as_bytes())
 }
 
 /// A sealed request, opened.
@@ -126,7 +138,12 @@ pub(crate) struct Opened {
 }
 
 /// Opens a request to a path for a model.
-pub(crate) fn open(service: &Service, path: &str, model: &str, sealed: &[u8]) -> Result<Opened, Refusal> {
+pub(crate) fn open(
+    service: &Service,
+    path: &str,
+    model: &str,
+    sealed: &[u8],
+) -> Result<Opened, Refusal> {
     let confidential = service.confidential.as_ref().ok_or_else(none)?;
     let target = Target {
         method: "POST",
@@ -162,7 +179,12 @@ impl Opened {
         };
         let frame = zeroize::Zeroizing::new([&short.to_le_bytes(), body].concat());
         match self.reply.seal(status.as_u16(), &frame) {
-            Ok(sealed) => (status, [(CONTENT_TYPE, mailbox::CONTENT_TYPE)], Body::from(sealed)).into_response(),
+            Ok(sealed) => (
+                status,
+                [(CONTENT_TYPE, mailbox::CONTENT_TYPE)],
+                Body::from(sealed),
+            )
+                .into_response(),
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }
@@ -178,4 +200,3 @@ pub(crate) fn may_be_in_clear(service: &Service, came: Option<Came>) -> Result<(
         _ => Ok(()),
     }
 }
-

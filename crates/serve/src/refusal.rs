@@ -11,8 +11,8 @@ pub(crate) const RETRY_AFTER: u64 = 1;
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
+
+pub(crate) enum Refusal {
     /// No such model, version, or one that is not served now.
     #[error("{0}")]
     NotFound(String),

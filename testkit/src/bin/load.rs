@@ -84,11 +84,15 @@ impl Work {
     fn of(path: &PathBuf) -> Result<Self> {
         let model = Model::load(&std::fs::read(path)?, &[])?;
         let plan = Plan::new(&model, &Preset::LocalExact.policy())?;
-        let [port] = model.inputs() else { bail!("a model with one input is wanted") };
+        let [port] = model.inputs() else {
+            bail!("a model with one input is wanted")
+        };
         let shape = port.shape.clone().context("an open shape")?;
         let size: usize = shape.iter().product();
         // Between -1 and 1, and nothing special.
-        let input: Vec<f32> = (0..size).map(|at| ((at * 7919) % 2003) as f32 / 1001.5 - 1.0).collect();
+        let input: Vec<f32> = (0..size)
+            .map(|at| ((at * 7919) % 2003) as f32 / 1001.5 - 1.0)
+            .collect();
         let mut work = Self {
             plan,
             input,
@@ -108,12 +112,19 @@ impl Work {
     fn run(&self) -> Result<Vec<u8>> {
         let outputs = run_exact(&self.plan, vec![self.tensor()?])?;
         let values = floats(outputs.first().context("no output")?).context("no floats")?;
-        Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        Ok(values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect())
     }
 
     /// The request for it.
     fn request(&self, name: &str) -> Vec<u8> {
-        let bytes: Vec<u8> = self.input.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self
+            .input
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         let head = serde_json::json!({
             "parameters": {"binary_data_output": true},
             "inputs": [{
@@ -160,7 +171,9 @@ impl Tally {
     fn say(&self, what: &str, seconds: f64) -> (f64, f64) {
         let mut millis = self.millis.lock().unwrap_or_else(PoisonError::into_inner);
         millis.sort_by(f64::total_cmp);
-        let at = |part: f64| millis.get(((millis.len() as f64 * part) as usize).min(millis.len().saturating_sub(1)));
+        let at = |part: f64| {
+            millis.get(((millis.len() as f64 * part) as usize).min(millis.len().saturating_sub(1)))
+        };
         let at = |part| at(part).copied().unwrap_or(f64::NAN);
         let (p50, p99) = (at(0.5), at(0.99));
         println!(
@@ -191,7 +204,10 @@ impl Client {
         let (mut status, mut length, mut json) = (0, 0, 0);
         for line in 0.. {
             let mut text = String::new();
-            ensure!(self.0.read_line(&mut text)? > 0, "the connection was closed");
+            ensure!(
+                self.0.read_line(&mut text)? > 0,
+                "the connection was closed"
+            );
             let text = text.trim_end().to_ascii_lowercase();
             if line == 0 {
                 status = text.split(' ').nth(1).context("no status")?.parse()?;
@@ -332,7 +348,11 @@ fn pair(address: &str, work: &Work, load: &Load) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     let (p50, p99) = service.say("service", seconds);
     let (own50, own99) = own.say("plain", seconds);
-    println!("overhead {:+.1} % p50, {:+.1} % p99", (p50 / own50 - 1.0) * 100.0, (p99 / own99 - 1.0) * 100.0);
+    println!(
+        "overhead {:+.1} % p50, {:+.1} % p99",
+        (p50 / own50 - 1.0) * 100.0,
+        (p99 / own99 - 1.0) * 100.0
+    );
     ensure!(service.wrong.load(Ordering::Relaxed) == 0, "wrong answers");
     Ok(())
 }

@@ -17,7 +17,8 @@ use crate::serving;
 pub(super) fn run(args: &Args) -> Result<Verdict> {
     let text = std::fs::read_to_string(&args.policy)
         .with_context(|| format!("cannot read policy {}", args.policy.display()))?;
-    let policy = Policy::from_toml(&text).with_context(|| format!("policy {}", args.policy.display()))?;
+    let policy =
+        Policy::from_toml(&text).with_context(|| format!("policy {}", args.policy.display()))?;
     let verifier = Verifier::new(policy)?;
     let within = super::serve::seconds("--timeout", args.timeout)?;
     let way: Result<Box<dyn Way>, ClientError> = match args.sealed {
@@ -27,7 +28,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let mut way = match way {
         Ok(way) => way,
         // Somebody is there, and is not who the policy wants.
-        Err(why @ (ClientError::Channel(_) | ClientError::Refused(_) | ClientError::Evidence(_))) => {
+        Err(
+            why @ (ClientError::Channel(_) | ClientError::Refused(_) | ClientError::Evidence(_)),
+        ) => {
             return Ok(Verdict::Rejected(format!("{}: {why}", args.service)));
         }
         Err(other) => return Err(other.into()),
@@ -36,7 +39,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let (inputs, outputs) = client::ports(&mut *way, &args.model)?;
     let known = |ports: &[larvatus_serve::tensor::Port]| {
         let ports = ports.iter().map(serving::model_port);
-        ports.collect::<Result<Vec<Port>, String>>().map_err(anyhow::Error::msg)
+        ports
+            .collect::<Result<Vec<Port>, String>>()
+            .map_err(anyhow::Error::msg)
     };
     let (inputs, outputs) = (known(&inputs)?, known(&outputs)?);
     let mut runs = Vec::new();
@@ -44,7 +49,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     for (what, tensors) in asked(args, &inputs)? {
         let named = inputs.iter().zip(&tensors);
         let given = named.map(|(port, tensor)| serving::write(&port.name, tensor));
-        let given = given.collect::<Result<Vec<_>, String>>().map_err(anyhow::Error::msg)?;
+        let given = given
+            .collect::<Result<Vec<_>, String>>()
+            .map_err(anyhow::Error::msg)?;
         let answered = client::infer(&mut *way, &args.model, &given)?;
         ensure!(
             answered.len() == outputs.len(),
@@ -52,12 +59,24 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
             answered.len(),
             outputs.len()
         );
-        let read = answered.iter().map(|tensor| serving::read(tensor).map(Arc::new));
-        let read = read.collect::<Result<Vec<_>, String>>().map_err(anyhow::Error::msg)?;
+        let read = answered
+            .iter()
+            .map(|tensor| serving::read(tensor).map(Arc::new));
+        let read = read
+            .collect::<Result<Vec<_>, String>>()
+            .map_err(anyhow::Error::msg)?;
         println!("{what}");
-        if let Some(classes) = read.first().and_then(|first| output::top_classes(first, args.top, &labels)) {
+        if let Some(classes) = read
+            .first()
+            .and_then(|first| output::top_classes(first, args.top, &labels))
+        {
             for class in classes {
-                println!("  {:5.1} %  {:5}  {}", 100.0 * class.probability, class.index, class.name);
+                println!(
+                    "  {:5.1} %  {:5}  {}",
+                    100.0 * class.probability,
+                    class.index,
+                    class.name
+                );
             }
         }
         runs.push(read);
@@ -72,14 +91,23 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
 fn asked(args: &Args, ports: &[Port]) -> Result<Vec<(String, Vec<larvatus::tensor::Tensor>)>> {
     if !args.image.is_empty() {
         let picture = |path: &std::path::PathBuf| {
-            Ok((path.display().to_string(), input::picture(path, ports, &args.picture)?))
+            Ok((
+                path.display().to_string(),
+                input::picture(path, ports, &args.picture)?,
+            ))
         };
         return args.image.iter().map(picture).collect();
     }
-    ensure!(!args.input.is_empty(), "nothing to ask; give --image or --input");
+    ensure!(
+        !args.input.is_empty(),
+        "nothing to ask; give --image or --input"
+    );
     let groups = input::groups(&args.input, ports)?;
     let group = |(at, files): (usize, &Vec<String>)| {
-        let tensors = files.iter().zip(ports).map(|(file, port)| input::array(file, port));
+        let tensors = files
+            .iter()
+            .zip(ports)
+            .map(|(file, port)| input::array(file, port));
         Ok((format!("input {}", at + 1), tensors.collect::<Result<_>>()?))
     };
     groups.iter().enumerate().map(group).collect()

@@ -85,9 +85,7 @@ pub(crate) fn load(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Model
         "model {} is a folder; give the ONNX file in it",
         path.display()
     );
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read model {}", path.display()))?;
-    Model::load(&bytes, shapes).with_context(|| format!("model {}", path.display()))
+    Model::open(path, shapes).with_context(|| format!("model {}", path.display()))
 }
 
 /// A job's policy, under the name that reports give it.
@@ -161,10 +159,7 @@ pub(crate) fn floats(job: &Job) -> Result<Option<Demand>> {
     if job.policy.is_some() {
         return Ok(None);
     }
-    ensure!(
-        job.rates.is_none() && !job.fresh_check,
-        "--rates and --fresh-check are not for {preset}"
-    );
+    ensure!(!job.fresh_check, "--fresh-check is not for {preset}");
     let times = |what, times| {
         Times::new(times)
             .with_context(|| format!("{what} {times}: a power of two from 2 to 8388608 is wanted"))

@@ -70,10 +70,6 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let camera = camera(args)?;
     let outputs = model.outputs().to_vec();
     if named.preset == Some(Preset::WholeAudited) {
-        ensure!(
-            camera.is_none() && args.deadline.is_none() && !args.finish_locally,
-            "--frames, --deadline and --finish-locally are for presets that send layers"
-        );
         let names = Names {
             inputs: names,
             outputs,
@@ -359,6 +355,15 @@ fn camera(args: &Args) -> Result<Option<Camera>> {
     }))
 }
 
+/// How long workers are waited for, all of them together, where that is said.
+fn deadline(args: &Args) -> Result<Option<Duration>> {
+    match args.deadline.map(Duration::try_from_secs_f64) {
+        None => Ok(None),
+        Some(Ok(deadline)) => Ok(Some(deadline)),
+        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
+    }
+}
+
 fn local(model: &Model, inputs: &[Vec<Tensor>], camera: Option<Camera>) -> Result<Results> {
     let network = FloatNetwork::new(model)?;
     here(inputs, camera, |input, _| Ok(network.run(input)?))
@@ -450,11 +455,7 @@ fn split(
         true => &args.worker,
         false => &started,
     };
-    let deadline = match args.deadline.map(Duration::try_from_secs_f64) {
-        None => None,
-        Some(Ok(deadline)) => Some(deadline),
-        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
-    };
+    let deadline = deadline(args)?;
     let manner = Manner {
         settings: &settings,
         show: !args.json,

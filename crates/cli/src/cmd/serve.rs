@@ -72,7 +72,9 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         let platform = confidential.service.platform();
         about += &format!(", vouched for by {platform}");
         if platform == Platform::SimulatedNotATee {
-            eprintln!("larvatus: {platform} vouches for nothing: anybody can make its evidence; for development only");
+            eprintln!(
+                "larvatus: {platform} vouches for nothing: anybody can make its evidence; for development only"
+            );
         }
     }
     let models = Models {
@@ -137,13 +139,16 @@ fn crew(args: &Args, named: &Named) -> Result<Option<Arc<Crew>>> {
         );
         return Ok(None);
     }
-    let mut parties = Parties::workers_only(args.identity.as_deref())?;
+    let parties = Parties::workers_only(args.identity.as_deref())?;
     let two = named.policy.secrecy() == Secrecy::TwoWorkers;
     let mut workers = args.worker.clone();
     let mut own = Vec::new();
     if workers.is_empty() {
         if two {
-            bail!("{} needs two workers: --worker tls://HOST:PORT#PIN, twice", named.name);
+            bail!(
+                "{} needs two workers: --worker tls://HOST:PORT#PIN, twice",
+                named.name
+            );
         }
         let worker = OwnWorker::start(args.worker_threads)?;
         workers.push(worker.address());
@@ -154,7 +159,6 @@ fn crew(args: &Args, named: &Named) -> Result<Option<Arc<Crew>>> {
         "{} needs two workers, one is named",
         named.name
     );
-    parties = parties.without_dealer();
     Ok(Some(Arc::new(Crew {
         workers,
         parties,
@@ -164,16 +168,18 @@ fn crew(args: &Args, named: &Named) -> Result<Option<Arc<Crew>>> {
 }
 
 pub(super) fn seconds(what: &str, given: f64) -> Result<Duration> {
-    let time = Duration::try_from_secs_f64(given).ok().filter(|time| !time.is_zero());
+    let time = Duration::try_from_secs_f64(given)
+        .ok()
+        .filter(|time| !time.is_zero());
     time.with_context(|| format!("{what} {given}: a number of seconds above 0 is wanted"))
 }
 
 /// `MODEL:INPUT=1x3x224x224`.
 fn shapes(given: &[String]) -> Result<Vec<(String, (String, Vec<usize>))>> {
     let one = |text: &String| {
-        let (model, shape) = text
-            .split_once(':')
-            .with_context(|| format!("--shape {text:?} is not of the form MODEL:INPUT=1x3x224x224"))?;
+        let (model, shape) = text.split_once(':').with_context(|| {
+            format!("--shape {text:?} is not of the form MODEL:INPUT=1x3x224x224")
+        })?;
         Ok((model.to_owned(), crate::input::parse_shape(shape)?))
     };
     given.iter().map(one).collect()

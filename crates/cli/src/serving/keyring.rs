@@ -11,7 +11,13 @@ use larvatus_attest::statement::ModelId;
 use larvatus_serve::confidential::Keyring;
 
 /// How the files of sealed models end.
-pub(super) const SEALED: &str = "sealed";
+pub(super) const SEALED: &str = ".sealed";
+
+/// Whether a file is one of them.
+pub(super) fn is_sealed(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.ends_with(SEALED))
+}
 
 /// The keys that owners have released to this process.
 pub(crate) struct Keys {
@@ -34,7 +40,10 @@ impl Keys {
         let shown = file.file_name().unwrap_or_default().display();
         let failed = |why: String| format!("{shown}: {why}");
         let mut opened = File::open(file).map_err(|why| failed(why.to_string()))?;
-        let length = opened.metadata().map_err(|why| failed(why.to_string()))?.len();
+        let length = opened
+            .metadata()
+            .map_err(|why| failed(why.to_string()))?
+            .len();
         let header = Header::read(&mut opened).map_err(|why| failed(why.to_string()))?;
         let model = header.model();
         let key = {
@@ -44,7 +53,8 @@ impl Keys {
         let key = key.ok_or_else(|| {
             format!("it is sealed, and its owner has not released its key yet (model {model}); see `larvatus release`")
         })?;
-        seal::open(&header, &mut opened, &key, length, self.memory).map_err(|why| failed(why.to_string()))
+        seal::open(&header, &mut opened, &key, length, self.memory)
+            .map_err(|why| failed(why.to_string()))
     }
 }
 
@@ -59,9 +69,14 @@ impl Keyring for Ring {
         let files = std::fs::read_dir(&self.0.folder).ok()?;
         files.filter_map(Result::ok).find_map(|entry| {
             let path = entry.path();
-            let name = path.file_name()?.to_str()?.strip_suffix(&format!(".{SEALED}"))?.to_owned();
+            if !is_sealed(&path) {
+                return None;
+            }
             let header = Header::read(&mut File::open(&path).ok()?).ok()?;
-            (header.model() == model).then_some(name)
+            if header.model() != model {
+                return None;
+            }
+            super::name(&path)
         })
     }
 }

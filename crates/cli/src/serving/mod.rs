@@ -18,13 +18,23 @@ use larvatus_serve::engine::{Engine, EngineError, Loader};
 use larvatus_serve::tensor::{Port, Tensor};
 
 use crate::cmd::Named;
-use keyring::SEALED;
 pub(crate) use keyring::{Keys, Ring};
+use keyring::{SEALED, is_sealed};
 pub(crate) use split::{Crew, Split};
 pub(crate) use tensors::{model_port, read, write};
 
+/// The model that a file holds, by its name: `NAME.onnx`, `NAME.onnx.sealed` or `NAME.sealed`.
+fn name(file: &Path) -> Option<String> {
+    let file = file.file_name()?.to_str()?;
+    let name = match file.strip_suffix(SEALED) {
+        Some(sealed) => sealed.strip_suffix(PLAIN).unwrap_or(sealed),
+        None => file.strip_suffix(PLAIN)?,
+    };
+    Some(name.to_owned())
+}
+
 /// How the files of models that are not sealed end.
-const PLAIN: &str = "onnx";
+const PLAIN: &str = ".onnx";
 
 /// Makes engines under one policy.
 pub(crate) struct Models {
@@ -82,15 +92,13 @@ impl Models {
 
 impl Loader for Models {
     fn name(&self, file: &Path) -> Option<String> {
-        let kind = file.extension()?;
-        let stem = file.file_stem()?.to_str()?;
-        (kind == PLAIN || kind == SEALED).then(|| stem.to_owned())
+        name(file)
     }
 
     fn load(&self, file: &Path) -> Result<Box<dyn Engine>, String> {
-        let name = self.name(file).ok_or("no file of a model")?;
+        let name = name(file).ok_or("no file of a model")?;
         let shown: PathBuf = file.file_name().map(PathBuf::from).unwrap_or_default();
-        if file.extension().is_some_and(|kind| kind == SEALED) {
+        if is_sealed(file) {
             return self.engine(&name, &self.keys.open(file)?);
         }
         let bytes = std::fs::read(file)
@@ -143,7 +151,9 @@ impl Engine for Running {
         };
         let written = self.outputs.iter().zip(&outputs);
         let written = written.map(|(port, tensor)| tensors::write(&port.name, tensor));
-        written.collect::<Result<_, _>>().map_err(EngineError::Failed)
+        written
+            .collect::<Result<_, _>>()
+            .map_err(EngineError::Failed)
     }
 }
 

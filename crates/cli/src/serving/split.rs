@@ -112,7 +112,8 @@ impl Split {
             let chosen: Vec<&str> = chosen.map(String::as_str).collect();
             match Line::connect(&self.plan, &self.crew, &chosen, deadline) {
                 Ok(line) => {
-                    self.first.store((first + shift) % workers.len(), Ordering::Relaxed);
+                    self.first
+                        .store((first + shift) % workers.len(), Ordering::Relaxed);
                     return Ok(line);
                 }
                 Err(EngineError::Unavailable(why)) => failures.push(why),
@@ -120,7 +121,9 @@ impl Split {
             }
         }
         tracing::error!(?failures, "no worker serves");
-        Err(EngineError::Unavailable("no worker serves this model now".to_owned()))
+        Err(EngineError::Unavailable(
+            "no worker serves this model now".to_owned(),
+        ))
     }
 }
 
@@ -139,7 +142,8 @@ impl Line {
         workers: &[&str],
         deadline: Instant,
     ) -> Result<Self, EngineError> {
-        let away = |why: String| EngineError::Unavailable(format!("{}: {why}", workers.join(" and ")));
+        let away =
+            |why: String| EngineError::Unavailable(format!("{}: {why}", workers.join(" and ")));
         let mut links: Vec<(Address, Link)> = Vec::with_capacity(workers.len());
         for address in workers {
             let address: Address = address.parse().map_err(|why| away(format!("{why}")))?;
@@ -148,7 +152,11 @@ impl Line {
         }
         let addresses: Vec<&Address> = links.iter().map(|(address, _)| address).collect();
         let apart = match addresses[..] {
-            [first, second] => Some(crew.parties.apart(first, second).map_err(|why| away(format!("{why:#}")))?),
+            [first, second] => Some(
+                crew.parties
+                    .apart(first, second)
+                    .map_err(|why| away(format!("{why:#}")))?,
+            ),
             _ => None,
         };
         let settings = Settings {
@@ -166,8 +174,12 @@ impl Line {
             write_timeout: crew.answer_within,
             room: Options::default().room.max(largest),
         };
-        let pumps = links.into_iter().map(|(_, link)| Pump::new(link, clock, options));
-        let pumps = pumps.collect::<Result<_, _>>().map_err(|why| away(why.to_string()))?;
+        let pumps = links
+            .into_iter()
+            .map(|(_, link)| Pump::new(link, clock, options));
+        let pumps = pumps
+            .collect::<Result<_, _>>()
+            .map_err(|why| away(why.to_string()))?;
         let mut line = Self {
             session,
             pumps,
@@ -190,7 +202,9 @@ impl Line {
         }
         let begun = self.session.begin(inputs, self.clock.now());
         begun.map_err(|why| match why {
-            larvatus::error::InputError::LifetimeOver { .. } => EngineError::Unavailable(why.to_string()),
+            larvatus::error::InputError::LifetimeOver { .. } => {
+                EngineError::Unavailable(why.to_string())
+            }
             other => EngineError::Input(other.to_string()),
         })?;
         loop {
@@ -205,7 +219,9 @@ impl Line {
     fn fault(&self, why: &InferError) -> EngineError {
         match why {
             InferError::Worker(lie) => EngineError::Broken(format!("{}: {lie}", self.name)),
-            InferError::Failed(failed) => EngineError::Unavailable(format!("{}: {failed}", self.name)),
+            InferError::Failed(failed) => {
+                EngineError::Unavailable(format!("{}: {failed}", self.name))
+            }
             other => {
                 tracing::debug!(%other, "an inference failed");
                 EngineError::Failed("the inference failed on this input".to_owned())

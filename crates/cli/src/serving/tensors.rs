@@ -25,8 +25,12 @@ fn datatype(datum: DatumType) -> Option<Datatype> {
 
 /// An input or output as clients see it.
 pub(super) fn port(port: &model::Port) -> Result<Port, String> {
-    let datatype = datatype(port.datum)
-        .ok_or_else(|| format!("{:?} is of type {:?}, which is not served", port.name, port.datum))?;
+    let datatype = datatype(port.datum).ok_or_else(|| {
+        format!(
+            "{:?} is of type {:?}, which is not served",
+            port.name, port.datum
+        )
+    })?;
     let shape = match &port.shape {
         Some(shape) => shape.iter().copied().map(Some).collect(),
         None => vec![None],
@@ -41,7 +45,9 @@ pub(super) fn port(port: &model::Port) -> Result<Port, String> {
 /// An input or output of a service, as those of a model here.
 pub(crate) fn model_port(port: &Port) -> Result<model::Port, String> {
     let found = TYPES.iter().find(|of| of.0 == port.datatype);
-    let datum = found.map(|of| of.1).ok_or_else(|| format!("{:?} is of a type that is not known here", port.name))?;
+    let datum = found
+        .map(|of| of.1)
+        .ok_or_else(|| format!("{:?} is of a type that is not known here", port.name))?;
     Ok(model::Port {
         name: port.name.clone(),
         datum,
@@ -55,7 +61,12 @@ pub(crate) fn read(given: &Tensor) -> Result<tensor::Tensor, String> {
         ($type:ty) => {
             plain(
                 given,
-                given.bytes().as_chunks().0.iter().map(|value| <$type>::from_le_bytes(*value)),
+                given
+                    .bytes()
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|value| <$type>::from_le_bytes(*value)),
             )
         };
     }
@@ -115,6 +126,11 @@ pub(crate) fn write(name: &str, made: &tensor::Tensor) -> Result<Tensor, String>
         Datatype::Fp64 => of!(f64),
         Datatype::Fp16 => return Err(format!("output {name:?} is of a type that is not served")),
     };
-    Tensor::new(name.to_owned(), datatype, made.shape().to_vec(), bytes.into())
-        .map_err(|err| err.to_string())
+    Tensor::new(
+        name.to_owned(),
+        datatype,
+        made.shape().to_vec(),
+        bytes.into(),
+    )
+    .map_err(|err| err.to_string())
 }

@@ -27,25 +27,45 @@ impl Service {
 
     /// Of a folder that is there.
     pub(crate) fn of(here: &Folder, models: &str, more: &[&str]) -> Self {
-        let args = ["serve", models, "--allow-unlocked", "--listen", "127.0.0.1:0"];
+        let args = [
+            "serve",
+            models,
+            "--allow-unlocked",
+            "--listen",
+            "127.0.0.1:0",
+        ];
         let mut command = here.command(&[&args[..], more].concat());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut addresses = Vec::new();
-        let wanted = 1 + more.iter().filter(|arg| arg.starts_with("--listen")).count();
+        let wanted = 1 + more
+            .iter()
+            .filter(|arg| arg.starts_with("--listen"))
+            .count();
         while addresses.len() < wanted {
             let mut line = String::new();
             assert!(out.read_line(&mut line).unwrap() > 0, "the service ended");
             if let Some(rest) = line.strip_prefix("serving on ") {
-                addresses.push(rest.split(' ').next().unwrap().trim_end_matches(':').to_owned());
+                addresses.push(
+                    rest.split(' ')
+                        .next()
+                        .unwrap()
+                        .trim_end_matches(':')
+                        .to_owned(),
+                );
             }
         }
         Self { child, addresses }
     }
 
     pub(crate) fn ready(self) -> Self {
-        let ready = || get(&self.addresses[0], "/v2/health/ready").is_some_and(|(status, _)| status == 200);
-        assert!(within(ready), "{:?}", get(&self.addresses[0], "/v2/health/ready"));
+        let ready =
+            || get(&self.addresses[0], "/v2/health/ready").is_some_and(|(status, _)| status == 200);
+        assert!(
+            within(ready),
+            "{:?}",
+            get(&self.addresses[0], "/v2/health/ready")
+        );
         self
     }
 
@@ -78,7 +98,10 @@ pub(crate) fn exchange(address: &str, request: &[u8]) -> Option<(u16, Vec<u8>)> 
 }
 
 pub(crate) fn get(address: &str, path: &str) -> Option<(u16, Vec<u8>)> {
-    exchange(address, format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").as_bytes())
+    exchange(
+        address,
+        format!("GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").as_bytes(),
+    )
 }
 
 /// A request for the small model in JSON.
@@ -87,7 +110,10 @@ fn request(values: &[f32]) -> Vec<u8> {
         "name": "image", "datatype": "FP32", "shape": [1, 3, 16, 16], "data": values,
     }]})
     .to_string();
-    let head = format!("POST /v2/models/tiny/infer HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v2/models/tiny/infer HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     [head.as_bytes(), body.as_bytes()].concat()
 }
 
@@ -111,7 +137,13 @@ fn a_service_gives_what_a_run_gives() {
         &["--preset", "local-exact"][..],
         &["--preset", "slalom", "--worker", &worker.address],
         &["--preset", "integrity", "--worker", &worker.address],
-        &["--preset", "slalom", "--fresh-check", "--worker-threads", "1"],
+        &[
+            "--preset",
+            "slalom",
+            "--fresh-check",
+            "--worker-threads",
+            "1",
+        ],
     ] {
         let service = Service::start(&here, more).ready();
         for _ in 0..3 {
@@ -120,7 +152,11 @@ fn a_service_gives_what_a_run_gives() {
         let (_, about) = get(&service.addresses[0], "/v2/models/tiny").unwrap();
         let about: Value = serde_json::from_slice(&about).unwrap();
         let guarantee = about["properties"]["guarantee"].as_str().unwrap();
-        let expected = if more[1] == "slalom" { "uniform noise" } else { "" };
+        let expected = if more[1] == "slalom" {
+            "uniform noise"
+        } else {
+            ""
+        };
         assert!(guarantee.contains(expected), "{guarantee}");
         service.signal("TERM");
         let mut service = service;
@@ -134,7 +170,11 @@ fn a_worker_that_comes_back_is_used_again() {
     let run = here.logits(&["--input", &input(&here, 4), "--preset", "local-exact"]);
     let place = format!("unix:{}", here.at("worker"));
     let worker = Worker::listening(&here, &place);
-    let service = Service::start(&here, &["--preset", "slalom", "--timeout", "5", "--worker", &place]).ready();
+    let service = Service::start(
+        &here,
+        &["--preset", "slalom", "--timeout", "5", "--worker", &place],
+    )
+    .ready();
     assert_eq!(logits(&service.addresses[0], 4), run);
     drop(worker);
     let (status, body) = exchange(&service.addresses[0], &request(&image(4))).unwrap();
@@ -148,14 +188,20 @@ fn what_cannot_be_served_is_said() {
     let here = Folder::new();
     let folder = here.at("");
     let refused = |args: &[&str], why: &str| {
-        let ran = here.larvatus(&[&["serve"], args].concat());
+        let ran = here.larvatus(&[&["serve", "--allow-unlocked"], args].concat());
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.err.contains(why), "{ran:?}");
     };
     refused(&[TINY], "is no folder");
-    refused(&[&folder, "--preset", "whole-audited"], "sends the whole network");
+    refused(
+        &[&folder, "--preset", "whole-audited"],
+        "sends the whole network",
+    );
     refused(&[&folder, "--preset", "verisplit-exact"], "two workers");
-    refused(&[&folder, "--preset", "local-exact", "--worker", "unix:/w"], "no worker is called");
+    refused(
+        &[&folder, "--preset", "local-exact", "--worker", "unix:/w"],
+        "no worker is called",
+    );
     refused(&[&folder, "--admit", "0"], "--admit");
     refused(&[&folder, "--deadline", "0"], "--deadline");
     refused(&[&folder, "--shape", "x=1x2"], "MODEL:INPUT");
@@ -181,7 +227,11 @@ fn holds(folder: &Path, marker: &[u8]) -> bool {
         if kind.is_dir() {
             return holds(&path, marker);
         }
-        let bytes = if kind.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+        let bytes = if kind.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            Vec::new()
+        };
         bytes.windows(marker.len()).any(|window| window == marker)
     })
 }
@@ -196,12 +246,28 @@ fn a_killed_service_leaves_nothing_of_its_inputs() {
     let text = request(&values);
     // As JSON, and as what the service makes of it.
     let written = 0.123_456_79_f32.to_string();
-    let binary: Vec<u8> = values[100..116].iter().flat_map(|value| value.to_le_bytes()).collect();
-    assert!(text.windows(written.len()).any(|window| window == written.as_bytes()));
-    for (preset, wait) in [("local-exact", 0), ("local-exact", 5), ("slalom", 10), ("slalom", 60), ("slalom", 150)] {
+    let binary: Vec<u8> = values[100..116]
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    assert!(
+        text.windows(written.len())
+            .any(|window| window == written.as_bytes())
+    );
+    for (preset, wait) in [
+        ("local-exact", 0),
+        ("local-exact", 5),
+        ("slalom", 10),
+        ("slalom", 60),
+        ("slalom", 150),
+    ] {
         let worker = Worker::tcp(&here);
         let named = ["--preset", preset, "--worker", &worker.address];
-        let more = if preset == "slalom" { &named[..] } else { &named[..2] };
+        let more = if preset == "slalom" {
+            &named[..]
+        } else {
+            &named[..2]
+        };
         let service = Service::start(&here, more).ready();
         let address = service.addresses[0].clone();
         let text = text.clone();
@@ -212,7 +278,10 @@ fn a_killed_service_leaves_nothing_of_its_inputs() {
         assert_eq!(ended(&mut service.child), Some(None));
         busy.join().unwrap();
         let root = here.at("");
-        assert!(!holds(Path::new(&root), written.as_bytes()), "{preset} {wait}");
+        assert!(
+            !holds(Path::new(&root), written.as_bytes()),
+            "{preset} {wait}"
+        );
         assert!(!holds(Path::new(&root), &binary), "{preset} {wait}");
     }
     // The search finds what is there.
@@ -235,12 +304,18 @@ fn a_client_asks_who_it_is_first() {
     let run = here.logits(&["--input", &x, "--preset", "local-exact"]);
     let (own, other) = ("07".repeat(48), "08".repeat(48));
     let platform = format!("simulated:{own}");
-    let service = Service::start(&here, &["--attest", &platform, "--listen-tls", "127.0.0.1:0"]).ready();
+    let service = Service::start(
+        &here,
+        &["--attest", &platform, "--listen-tls", "127.0.0.1:0"],
+    )
+    .ready();
     let (plain, tls) = (&service.addresses[0], &service.addresses[1]);
     let out = here.at("answer.npz");
     let client = |address: &str, measurement: &str, more: &[&str]| {
         let policy = policy(&here, measurement);
-        let args = ["client", address, "tiny", "--policy", &policy, "--input", &x, "--output", &out];
+        let args = [
+            "client", address, "tiny", "--policy", &policy, "--input", &x, "--output", &out,
+        ];
         here.larvatus(&[&args[..], more].concat())
     };
     for (address, more) in [(tls, &[][..]), (plain, &["--sealed"])] {
@@ -256,5 +331,9 @@ fn a_client_asks_who_it_is_first() {
     let ran = client(&plain.addresses[0], &own, &["--sealed"]);
     assert_ne!(ran.code, Some(0), "{ran:?}");
     let (_, page) = get(&plain.addresses[0], "/metrics").unwrap();
-    assert!(!String::from_utf8(page).unwrap().contains("larvatus_requests_total{"));
+    assert!(
+        !String::from_utf8(page)
+            .unwrap()
+            .contains("larvatus_requests_total{")
+    );
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::float::{FloatLinear, channels};
+use larvatus_proto::commit::Layout;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, Held, LayerId, LayerSpec, Program};
 use larvatus_proto::wire::Writer;
@@ -45,6 +46,8 @@ pub struct Plan {
     rounds: Vec<PlannedRound>,
     cut: Cut,
     program: Program,
+    /// What workers commit to of an inference, where answers are audited.
+    answers: Option<Arc<Layout>>,
     ports: (Vec<Port>, Vec<Port>),
 }
 
@@ -66,11 +69,12 @@ impl Plan {
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        let bound = |linear: &Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
-            // Nothing is rounded to steps here.
-            true => Ok(Bound::LARGEST),
-            false => Err(StaysLocal::NotFinite),
-        };
+        let bound =
+            |linear: &mut Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
+                // Nothing is rounded to steps here.
+                true => Ok(Bound::LARGEST),
+                false => Err(StaysLocal::NotFinite),
+            };
         let (mut found, kept) = place_all(graph, &order, &demand.keep, bound)?;
         share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let mut cut = Cut::new(graph, found)?;
@@ -78,6 +82,15 @@ impl Plan {
         let rounds = rounds(&cut)?;
         let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
         let program = program(Form::Words, specs, &rounds)?.with_held(Held::Floats);
+        let (program, answers) = match demand.audit() {
+            // A plan that sends nothing has no answers to commit to.
+            Some(_) if !rounds.is_empty() => {
+                let program = program.committing();
+                let answers = program.answers().map_err(PlanError::Commitment)?;
+                (program, Some(Arc::new(answers)))
+            }
+            Some(_) | None => (program, None),
+        };
         let mut plan = Self {
             model: model.digest(),
             digest: model.digest(),
@@ -87,6 +100,7 @@ impl Plan {
             rounds,
             cut,
             program,
+            answers,
             ports: (model.inputs().to_vec(), model.outputs().to_vec()),
         };
         plan.digest = Digest::of_plan(&plan.encode());
@@ -124,6 +138,11 @@ impl Plan {
             Sharing::Whole => 1,
             Sharing::TwoWorkers(_) => 2,
         }
+    }
+
+    /// How the answers of an inference are laid out in what a worker commits to; `None` where nothing is audited.
+    pub(super) fn answers(&self) -> Option<&Arc<Layout>> {
+        self.answers.as_ref()
     }
 
     /// The program of each worker.

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::linear::{Shape, Weights};
+use larvatus_proto::commit::CommitError;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 use larvatus_proto::wire::{DecodeError, Writer};
@@ -47,6 +48,9 @@ pub enum PlanError {
     /// The plan exceeds what the protocol carries.
     #[error("plan: {0}")]
     Protocol(#[from] DecodeError),
+    /// The answers of an inference are more than a worker can commit to.
+    #[error("plan: answers to commit to: {0}")]
+    Commitment(CommitError),
     /// The plan has more uploads than tickets can number.
     #[error("plan: {got} uploads, {most} can be numbered")]
     TooManyUploads {
@@ -157,7 +161,11 @@ impl Plan {
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        let quantised = |linear: &Linear| quantise(&linear.shape, &linear.weights, policy.weights);
+        let quantised = |linear: &mut Linear| {
+            // From here on the integers stand for the weights.
+            let weights = std::mem::take(&mut linear.weights);
+            quantise(&linear.shape, &weights, policy.weights)
+        };
         let (mut found, mut kept) = place_all(graph, &order, &policy.keep, quantised)?;
         if policy.offload == Offload::Paying {
             let linears: Vec<&Linear> = found.iter().map(|(linear, _)| linear).collect();
@@ -167,20 +175,20 @@ impl Plan {
         share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let (linears, quantised): (Vec<_>, Vec<_>) = found
             .into_iter()
-            .map(|(mut linear, quantised): (Linear, Quantised)| {
-                // From here on the integers stand for the weights.
-                linear.weights = Vec::new();
-                ((linear, quantised.bound), quantised)
-            })
+            .map(|(linear, quantised): (Linear, Quantised)| ((linear, quantised.bound), quantised))
             .unzip();
         let cut = Cut::new(graph, linears)?;
-        let layers = layers(&cut, quantised);
+        let mut layers = layers(&cut, quantised);
         let rounds = rounds(&cut)?;
         let form = form(policy);
         let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
         let program = program(form, specs, &rounds)?;
         let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
         let worker_model = WorkerModel::new(program, &weights)?;
+        // Kept once: what is uploaded.
+        for (layer, weights) in layers.iter_mut().zip(worker_model.weights()?) {
+            layer.weights = weights;
+        }
         let repetitions = match policy.integrity() {
             Integrity::Unverified => 0,
             Integrity::Checked { bits } => {

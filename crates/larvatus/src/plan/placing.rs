@@ -17,7 +17,7 @@ pub(crate) fn place_all<T>(
     graph: &TypedModel,
     order: &[usize],
     keep: &[String],
-    place: impl Fn(&Linear) -> Result<T, StaysLocal>,
+    place: impl Fn(&mut Linear) -> Result<T, StaysLocal>,
 ) -> Result<Placing<T>, PlanError> {
     let (mut found, mut kept): Placing<T> = (Vec::new(), Vec::new());
     for &id in order {
@@ -33,10 +33,10 @@ pub(crate) fn place_all<T>(
         match recognise(graph, node) {
             Ok(None) => {}
             Err((kind, why)) => kept.push(stays(kind, None, why)),
-            Ok(Some(linear)) => {
+            Ok(Some(mut linear)) => {
                 let placed = match keep.contains(&linear.name) {
                     true => Err(StaysLocal::Policy),
-                    false => place(&linear),
+                    false => place(&mut linear),
                 };
                 match placed {
                     Ok(placed) => found.push((linear, placed)),

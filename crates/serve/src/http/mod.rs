@@ -137,7 +137,9 @@ async fn ready(State(service): Shared) -> Response {
 /// Who vouches for this process.
 fn platform(service: &Service) -> &'static str {
     let confidential = service.confidential.as_ref();
-    confidential.map_or("none", |confidential| confidential.service.platform().name())
+    confidential.map_or("none", |confidential| {
+        confidential.service.platform().name()
+    })
 }
 
 async fn server(State(service): Shared) -> Response {
@@ -323,8 +325,7 @@ async fn attempt(
         return Ok(reply::respond(length, reply));
     }
     let path = head.uri.path_and_query().map_or("", |path| path.as_str());
-    let opened =
-        confidential::open(service, path, &which.model, &body).map_err(Stopped::Early)?;
+    let opened = confidential::open(service, path, &which.model, &body).map_err(Stopped::Early)?;
     drop(body);
     let answered = match opened.frame() {
         Ok((length, body)) => work(service, which, body, length, latest).await,

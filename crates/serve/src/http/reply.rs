@@ -84,9 +84,10 @@ pub(super) fn respond(length: usize, body: Vec<u8>) -> Response {
         return ([(CONTENT_TYPE, "application/json")], body).into_response();
     }
     let mut response = ([(CONTENT_TYPE, "application/octet-stream")], body).into_response();
-    response
-        .headers_mut()
-        .insert(HeaderName::from_static(JSON_LENGTH), HeaderValue::from(length));
+    response.headers_mut().insert(
+        HeaderName::from_static(JSON_LENGTH),
+        HeaderValue::from(length),
+    );
     response
 }
 

@@ -15,7 +15,9 @@ use larvatus_attest::policy::Policy;
 use larvatus_attest::release::release;
 use larvatus_attest::seal::{self, ContentKey, Header, OwnerKey};
 use larvatus_attest::service::{Question, Service};
-use larvatus_attest::statement::{Challenge, Channel, Exporter, ModelId, Nonce, Statement, UnixTime};
+use larvatus_attest::statement::{
+    Challenge, Channel, Exporter, ModelId, Nonce, Statement, UnixTime,
+};
 use larvatus_attest::verify::Verifier;
 use larvatus_serve::client::{self, ClientError, Way};
 use larvatus_serve::confidential::{Confidential, Keyring};
@@ -33,12 +35,16 @@ fn marker() -> Vec<Tensor> {
 }
 
 fn has_marker(bytes: &[u8]) -> bool {
-    bytes.windows(4).any(|window| window == MARKER.to_le_bytes())
+    bytes
+        .windows(4)
+        .any(|window| window == MARKER.to_le_bytes())
 }
 
 fn verifier(measurement: u8) -> Verifier {
     let digits = format!("{measurement:02x}").repeat(48);
-    let text = format!("version = 1\nfreshness = 60\n[[simulated-not-a-tee.image]]\nmeasurement = \"{digits}\"\n");
+    let text = format!(
+        "version = 1\nfreshness = 60\n[[simulated-not-a-tee.image]]\nmeasurement = \"{digits}\"\n"
+    );
     Verifier::new(Policy::from_toml(&text).unwrap()).unwrap()
 }
 
@@ -95,24 +101,47 @@ fn an_attested_service_answers_both_ways() {
         assert_eq!(ask(&mut over_tls), doubled);
         assert_eq!(ask(&mut sealed), doubled);
     }
-    assert!(over_tls.who().contains("simulated-not-a-tee"), "{}", over_tls.who());
+    assert!(
+        over_tls.who().contains("simulated-not-a-tee"),
+        "{}",
+        over_tls.who()
+    );
     // What goes wrong behind the seal is told there.
     let refused = client::infer(&mut sealed, "double", &[]).unwrap_err();
-    assert!(matches!(&refused, ClientError::Status { status: 400, said } if said.contains("missing")), "{refused}");
+    assert!(
+        matches!(&refused, ClientError::Status { status: 400, said } if said.contains("missing")),
+        "{refused}"
+    );
     // In clear, it takes nothing that it could keep secret.
-    server.infer("double", r#"{"inputs":[]}"#).says(403, "not in clear");
+    server
+        .infer("double", r#"{"inputs":[]}"#)
+        .says(403, "not in clear");
     assert_eq!(server.get("/v2").json()["platform"], "simulated-not-a-tee");
-    assert!(server.get("/metrics").body.contains("larvatus_evidence_total 2"));
+    assert!(
+        server
+            .get("/metrics")
+            .body
+            .contains("larvatus_evidence_total 2")
+    );
 }
 
 #[test]
 fn another_image_is_refused_before_anything_is_sent() {
     let (server, plain, tls) = genuine();
-    let refused = client::over_tls(&tls, &verifier(8), PATIENCE).err().unwrap();
+    let refused = client::over_tls(&tls, &verifier(8), PATIENCE)
+        .err()
+        .unwrap();
     assert!(matches!(refused, ClientError::Channel(_)), "{refused}");
-    let refused = client::sealed(&plain, &verifier(8), PATIENCE).err().unwrap();
+    let refused = client::sealed(&plain, &verifier(8), PATIENCE)
+        .err()
+        .unwrap();
     assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
-    assert!(!server.get("/metrics").body.contains("larvatus_requests_total{"));
+    assert!(
+        !server
+            .get("/metrics")
+            .body
+            .contains("larvatus_requests_total{")
+    );
 }
 
 #[test]
@@ -171,7 +200,12 @@ impl Impostor {
     }
 }
 
-fn converse(stream: &mut (impl Read + Write), exporter: Option<Exporter>, reply: Answer, kept: &Mutex<Vec<u8>>) {
+fn converse(
+    stream: &mut (impl Read + Write),
+    exporter: Option<Exporter>,
+    reply: Answer,
+    kept: &Mutex<Vec<u8>>,
+) {
     let mut all = Vec::new();
     let mut piece = [0; 4096];
     while !all.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -181,7 +215,10 @@ fn converse(stream: &mut (impl Read + Write), exporter: Option<Exporter>, reply:
         }
     }
     let (status, body) = reply(&String::from_utf8_lossy(&all), exporter);
-    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     let _ = stream.write_all(&[head.as_bytes(), &body].concat());
     let _ = stream.flush();
     // Whatever else comes.
@@ -268,8 +305,17 @@ fn evidence_of_another_connection_is_no_evidence() {
         let impostor = Impostor::start(
             Some(Identity::fresh(vec!["localhost".to_owned()]).unwrap()),
             Box::new(move |head, exporter| {
-                let exporter = if own_exporter { exporter } else { Some(Exporter([9; 32])) };
-                (200, service.answer(Question::Channel(nonce(head)), exporter).unwrap())
+                let exporter = if own_exporter {
+                    exporter
+                } else {
+                    Some(Exporter([9; 32]))
+                };
+                (
+                    200,
+                    service
+                        .answer(Question::Channel(nonce(head)), exporter)
+                        .unwrap(),
+                )
             }),
         );
         let refused = try_over_tls(impostor.address).unwrap_err();
@@ -320,15 +366,22 @@ fn a_sealed_request_is_good_once_and_for_its_target() {
 #[test]
 fn a_released_key_loads_its_model() {
     let (server, _, _) = genuine();
-    server.post("/v2/repository/models/double/unload", "").is(200);
+    server
+        .post("/v2/repository/models/double/unload", "")
+        .is(200);
     let owner = OwnerKey::fresh().unwrap();
     let mut file = Vec::new();
     let model = seal::seal(&mut &b"model"[..], 5, &mut file, &owner, |_| {}).unwrap();
     let header = Header::read(&mut &file[..]).unwrap();
     let challenge = Challenge::fresh(now()).unwrap();
-    let question = format!("/attestation?purpose=release&nonce={}&model={model}", challenge.nonce());
+    let question = format!(
+        "/attestation?purpose=release&nonce={}&model={model}",
+        challenge.nonce()
+    );
     let evidence = Evidence::decode(&server.get(&question).is(200).bytes).unwrap();
-    let attested = verifier(7).release(&evidence, challenge, model, now()).unwrap();
+    let attested = verifier(7)
+        .release(&evidence, challenge, model, now())
+        .unwrap();
     let grant = release(&attested, &owner.unwrap(&header).unwrap()).unwrap();
     let post = |body: &[u8]| server.connect().send("POST", "/release", &[], body);
     post(b"no grant").says(400, "not a grant");
@@ -337,8 +390,13 @@ fn a_released_key_loads_its_model() {
     server.get("/v2/models/double/ready").is(200);
     // It is good once.
     post(grant.as_bytes()).is(400);
-    server.get("/attestation?purpose=channel&nonce=00").says(400, "64 hexadecimal digits");
-    let question = format!("/attestation?purpose=channel&nonce={}", Challenge::fresh(now()).unwrap().nonce());
+    server
+        .get("/attestation?purpose=channel&nonce=00")
+        .says(400, "64 hexadecimal digits");
+    let question = format!(
+        "/attestation?purpose=channel&nonce={}",
+        Challenge::fresh(now()).unwrap().nonce()
+    );
     server.get(&question).says(400, "no TLS connection");
 }
 

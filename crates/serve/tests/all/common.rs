@@ -32,7 +32,9 @@ impl Gate {
 
     fn pass(&self) {
         let open = self.open.lock().unwrap();
-        let wait = self.changed.wait_timeout_while(open, PATIENCE, |open| !*open);
+        let wait = self
+            .changed
+            .wait_timeout_while(open, PATIENCE, |open| !*open);
         assert!(!wait.unwrap().1.timed_out(), "nobody opened the gate");
     }
 }
@@ -55,7 +57,11 @@ impl Loader for Tests {
         let float = !name.starts_with("ints");
         let port = |name: &str| Port {
             name: name.to_owned(),
-            datatype: if float { Datatype::Fp32 } else { Datatype::Int8 },
+            datatype: if float {
+                Datatype::Fp32
+            } else {
+                Datatype::Int8
+            },
             shape: vec![None, Some(2)],
         };
         Ok(Box::new(Doubling {
@@ -104,7 +110,10 @@ impl Engine for Doubling {
         }
         let doubled = x.bytes().as_chunks().0.iter();
         let doubled = doubled.flat_map(|value| (2.0 * f32::from_le_bytes(*value)).to_le_bytes());
-        Ok(vec![made("y", doubled.collect()), made("z", x.bytes().to_vec())])
+        Ok(vec![
+            made("y", doubled.collect()),
+            made("z", x.bytes().to_vec()),
+        ])
     }
 }
 
@@ -163,7 +172,8 @@ impl Running {
         let gate = Arc::<Gate>::default();
         let mut settings = settings(folder.path().to_owned());
         change(&mut settings);
-        let server = Server::bind(settings, Box::new(Tests(Arc::clone(&gate))), confidential).unwrap();
+        let server =
+            Server::bind(settings, Box::new(Tests(Arc::clone(&gate))), confidential).unwrap();
         let addresses = server.addresses();
         let (address, tls) = (addresses[0], addresses.get(1).copied());
         let stopper = server.stopper();
@@ -177,8 +187,16 @@ impl Running {
             folder,
         };
         let until = Instant::now() + PATIENCE;
-        let loading = |running: &Self| running.post("/v2/repository/index", "").body.contains("LOADING")
-            || running.post("/v2/repository/index", "").body.contains("not loaded");
+        let loading = |running: &Self| {
+            running
+                .post("/v2/repository/index", "")
+                .body
+                .contains("LOADING")
+                || running
+                    .post("/v2/repository/index", "")
+                    .body
+                    .contains("not loaded")
+        };
         while loading(&running) {
             assert!(Instant::now() < until, "models are not loaded");
             std::thread::sleep(Duration::from_millis(5));
@@ -241,7 +259,9 @@ impl Reply {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        self.head
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
     /// That it is an error which says something.
@@ -292,10 +312,15 @@ impl Client {
     pub(crate) fn reply(&mut self) -> Reply {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(self.0.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
+            assert!(
+                self.0.read_line(&mut head).unwrap() > 0,
+                "closed after {head:?}"
+            );
         }
         let head = head.to_lowercase().replace("\r\n", "\n");
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
         let mut bytes = vec![0; length.map_or(0, |length| length.parse().unwrap())];
         self.0.read_exact(&mut bytes).unwrap();
         Reply {

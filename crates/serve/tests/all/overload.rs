@@ -25,7 +25,10 @@ fn who_comes_too_much_is_told_to_come_again() {
     }
     until(&server, "larvatus_admitted 4");
     for _ in 0..20 {
-        let reply = server.connect().send("POST", PATH, &[], GOOD.as_bytes()).is(429);
+        let reply = server
+            .connect()
+            .send("POST", PATH, &[], GOOD.as_bytes())
+            .is(429);
         assert_eq!(reply.header("retry-after"), Some("1"));
     }
     // Health is answered all the while.
@@ -35,10 +38,19 @@ fn who_comes_too_much_is_told_to_come_again() {
         client.reply().is(200);
     }
     until(&server, "larvatus_admitted 0");
-    server.connect().send("POST", PATH, &[], GOOD.as_bytes()).is(200);
+    server
+        .connect()
+        .send("POST", PATH, &[], GOOD.as_bytes())
+        .is(200);
     let page = server.get("/metrics").body;
-    assert!(page.contains("larvatus_requests_total{model=\"held\",outcome=\"busy\"} 20"), "{page}");
-    assert!(page.contains("larvatus_requests_total{model=\"held\",outcome=\"ok\"} 5"), "{page}");
+    assert!(
+        page.contains("larvatus_requests_total{model=\"held\",outcome=\"busy\"} 20"),
+        "{page}"
+    );
+    assert!(
+        page.contains("larvatus_requests_total{model=\"held\",outcome=\"ok\"} 5"),
+        "{page}"
+    );
 }
 
 #[test]
@@ -49,7 +61,9 @@ fn what_is_too_large_is_not_read() {
     client.reply().says(413, "65536 bytes");
     // Without a length, as much is read as is allowed.
     let mut client = server.connect();
-    client.raw(b"POST /v2/models/double/infer HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.raw(
+        b"POST /v2/models/double/infer HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n",
+    );
     for _ in 0..17 {
         client.raw(format!("1000\r\n{}\r\n", " ".repeat(4096)).as_bytes());
     }
@@ -59,13 +73,13 @@ fn what_is_too_large_is_not_read() {
 #[test]
 fn a_deadline_is_kept_by_whoever_is_late() {
     let server = Running::with(&["held"], |settings| {
-        settings.deadline = Duration::from_millis(300);
+        settings.deadline = Duration::from_millis(1500);
     });
     // The client's own wish is shorter.
     let hurried = GOOD.replace("\"inputs\"", "\"parameters\":{\"timeout\":1000},\"inputs\"");
     let started = Instant::now();
     server.infer("held", &hurried).says(408, "deadline");
-    assert!(started.elapsed() < Duration::from_millis(250));
+    assert!(started.elapsed() < Duration::from_millis(1200));
     server.infer("held", GOOD).says(408, "deadline");
     // A body that does not come.
     let mut client = server.connect();

@@ -179,7 +179,7 @@ impl Home {
         }
     }
 
-    /// Runs all inputs; each one's audits come after its output.
+    /// Runs all inputs. Blocks of each one's answers are drawn once its output is there, and settled as they are opened.
     fn infer(
         &mut self,
         args: &Args,
@@ -219,7 +219,9 @@ impl Home {
                 }
             };
             failed += output.failed;
-            audit.answers += output.answers;
+            audit.blocks += output.blocks;
+            self.session
+                .audit(&Entropy::new(entropy()?), self.clock.now());
             results.singles.push(single(&output));
             results.of.push(index);
             results.tensors.push(output.run.tensors);
@@ -227,6 +229,15 @@ impl Home {
             if lie.is_some() {
                 break;
             }
+        }
+        while lie.is_none() && self.session.owed() > 0 {
+            self.step(STEP)?;
+            if let Some(why) = self.session.failure() {
+                let why = anyhow::Error::from(why.clone());
+                let owed = self.session.owed();
+                return Err(why.context(format!("{owed} blocks of answers were not opened")));
+            }
+            lie = self.settle(&mut audit)?;
         }
         if lie.is_none() {
             self.goodbye();
@@ -258,7 +269,7 @@ impl Home {
         }
     }
 
-    /// Recomputes the answers that were drawn.
+    /// Settles the openings that have come.
     fn settle(&mut self, audit: &mut FloatAudit) -> Result<Option<Lie>> {
         let before = process_cpu();
         let mut lie = None;
@@ -266,7 +277,7 @@ impl Home {
             let line = provisional.line();
             match provisional.settle() {
                 Ok(settled) => {
-                    audit.settled += 1;
+                    audit.settled += settled.blocks;
                     audit.deviation = audit.deviation.max(settled.used);
                 }
                 Err(what) => {
