@@ -192,7 +192,8 @@ fn signed_by_issuer(der: &[u8], issuer: &Issuer) -> Result<(), Refused> {
     }
     // The algorithm is named inside and outside of what is signed; `sev` compares neither with the other.
     let parsed = parse(der)?;
-    if parsed.signature_algorithm != parsed.tbs_certificate.signature {
+    let whole = parsed.signature_value.unused_bits == 0;
+    if !whole || parsed.signature_algorithm != parsed.tbs_certificate.signature {
         return Err(Refused::VcekMalformed);
     }
     let verified = (&issuer.ask, &vcek).verify();
@@ -211,7 +212,8 @@ fn not_revoked(issuer: &Issuer, crls: &[Vec<u8>], at: ASN1Time) -> Result<bool, 
         if crl.issuer().as_raw() != ark.subject().as_raw() {
             continue;
         }
-        if crl.signature_algorithm != crl.tbs_cert_list.signature {
+        let whole = crl.signature_value.unused_bits == 0;
+        if !whole || crl.signature_algorithm != crl.tbs_cert_list.signature {
             return Err(Refused::CrlMalformed);
         }
         let key = &ark.public_key().subject_public_key.data;
