@@ -1,7 +1,7 @@
 //! Prints what docs/asymml.md says of decompositions: on activations of a network that was trained for a moment on real images, how
 //! far each form is from the best, and what it costs; then what stays here of VGG16 and ResNet-18.
 //!
-//!     cargo run --release -p larvatus-train --example decomposition -- FASHION_MNIST_FOLDER
+//!     cargo run -p larvatus-train --example decomposition -- FASHION_MNIST_FOLDER WIDTH STEPS
 
 use std::path::Path;
 
@@ -14,21 +14,23 @@ use larvatus_train::optim::Sgd;
 use larvatus_train::split::macs_here;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = std::env::args()
-        .nth(1)
-        .ok_or("the folder of Fashion-MNIST is wanted")?;
-    let data = Dataset::load(Path::new(&folder), Part::Train)?;
-    for (architecture, width) in [(Architecture::Vgg, 32), (Architecture::Resnet, 32)] {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, width, steps] = &args[..] else {
+        return Err("FASHION_MNIST_FOLDER WIDTH STEPS are wanted".into());
+    };
+    let (width, steps): (usize, usize) = (width.parse()?, steps.parse()?);
+    let data = Dataset::load(Path::new(folder), Part::Train)?;
+    for architecture in [Architecture::Vgg, Architecture::Resnet] {
         let mut network = architecture.network(data.shape(), data.classes(), width, 1)?;
         let mut sgd = Sgd::new(0.9, 5e-4);
         let batches = data.batches(64, 1, 0);
-        for batch in &batches[..150] {
+        for batch in batches.iter().take(steps) {
             let (x, labels) = data.batch(batch)?;
             let loss = cross_entropy(&network.forward(&x, true)?, &labels)?;
             sgd.step(&network, &loss.backward()?, 0.05)?;
         }
         println!(
-            "{architecture}, width {width}, after 150 steps of 64 images; residual energy over the best of the same rank"
+            "{architecture}, width {width}, after {steps} steps of 64 images; residual energy over the best of the same rank"
         );
         println!(
             "layer              channels  pixels  rank  entropy in  out  rank of out/in  left  1 half step  MACs  2 half steps  MACs"
@@ -47,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut over = [0.0; 2];
             let (mut best, mut whole) = (0.0, 0.0);
             let (mut entropy, mut entropy_out, mut ratio) = (0.0, 0.0, 0.0);
-            for (at, batch) in batches[150..156].iter().enumerate() {
+            for (at, batch) in batches.iter().skip(steps).take(6).enumerate() {
                 let (x, _) = data.batch(&batch[..16])?;
                 let made = network.forward_to(&x, true, &[from, node])?;
                 let x = read(&made[0], <[f32]>::to_vec)?;

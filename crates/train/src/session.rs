@@ -182,7 +182,7 @@ impl Session {
                     step: (self.step, of),
                     loss: self.losses / self.step as f64,
                 });
-                if self.step % STEPS_KEPT == 0 && self.step < of {
+                if self.step.is_multiple_of(STEPS_KEPT) && self.step < of {
                     self.elapsed += start.elapsed();
                     start = Instant::now();
                     self.keep()?;

@@ -22,7 +22,10 @@ use larvatus_worker::Trainer;
 use larvatus_worker::training::TrainingLimits;
 
 /// A worker that does all it is asked for, and remembers it.
-struct Spy(Trainer, Arc<Mutex<Vec<(Task, Vec<f32>)>>>);
+struct Spy(Trainer, Arc<Mutex<Vec<Seen>>>);
+
+/// A job and its numbers.
+type Seen = (Task, Vec<f32>);
 
 impl Machine for Spy {
     fn limits(&self) -> FrameLimits {
