@@ -63,7 +63,7 @@ accuracy: release
 
 # Ten minutes a target; needs the nightly toolchain and cargo-fuzz.
 fuzz:
-	for target in onnx_load frame_decode program_decode graph_decode policy_parse evidence_decode; do \
+	for target in attestation onnx_load frame_decode program_decode graph_decode policy_parse evidence_decode; do \
 		cargo +nightly fuzz run $$target -- -max_total_time=600 || exit 1; \
 	done
 

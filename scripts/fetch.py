@@ -85,7 +85,7 @@ class Fetch:
         for name in ("vgg16", "resnet18", "resnet50", "resnet101", "resnet152", "mobilenetv1", "mobilenetv2"):
             self.step(name, [*SHARED, "convnets.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
                       lambda: self.convert("convnets", name))
-        for name in ("vit-b16", "vit-ti16", "bert-base", "gpt2-small"):
+        for name in ("vit-b16", "vit-s16", "vit-ti16", "bert-base", "gpt2-small"):
             self.step(name, [*SHARED, "transformers.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
                       lambda: self.convert("transformers", name))
 

@@ -42,7 +42,7 @@ from shape import Measured  # noqa: E402
 from tools.cache import Cache, FetchError, default_dir, fail  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-MODELS = "vit-ti16,vit-b16,resnet18,resnet50,vgg16,mobilenetv2"
+MODELS = "vit-ti16,vit-s16,vit-b16,resnet18,resnet50,vgg16,mobilenetv2"
 # What is asked for beside the preset: workers, further arguments.
 PRESETS = {
     "local": (0, []),

@@ -71,7 +71,7 @@ def throughput(windows, name, of):
 def memory(name, of):
     """The row of the third table: MiB."""
     keys = ["peak_resident", "checks", "tickets", "activations", "largest_round",
-            "weights_upload", "weights_integers", "weights_engine"]
+            "weights_integers", "weights_engine"]
     sizes = [f"{of(('+both', 'memory', key)) / 2**20:.1f}" for key in keys]
     return f"| {name} | {' | '.join(sizes)} |"
 

@@ -21,6 +21,10 @@ PINS = [
 ]
 MODULES = ("numpy", "onnx", "onnxruntime", "PIL")
 
+# Stock clients of the inference service and a tester of its interface, in an environment of their own.
+CLIENTS = ["tritonclient[http,grpc]==2.73.0", "schemathesis==4.32.5"]
+CLIENT_MODULES = (*MODULES, "tritonclient", "schemathesis")
+
 
 def pins():
     for version, packages in PINS:
@@ -32,9 +36,10 @@ def pins():
 class Environment:
     """A Python that can import numpy, onnx, onnxruntime and PIL."""
 
-    def __init__(self, cache: Cache):
+    def __init__(self, cache: Cache, name: str = "python", further=()):
         self.cache = cache
-        self.dir = cache.root / f"python-{sys.version_info[0]}.{sys.version_info[1]}"
+        self.pins = [*pins(), *further]
+        self.dir = cache.root / f"{name}-{sys.version_info[0]}.{sys.version_info[1]}"
         self.venv_python = self.dir / "venv" / "bin" / "python"
         self.target = self.dir / "packages"
         self.marker = self.dir / "complete"
@@ -58,7 +63,7 @@ class Environment:
             return False
 
     def ensure(self) -> None:
-        wanted = "\n".join(pins())
+        wanted = "\n".join(self.pins)
         installed = self.venv_python.exists() or self.target.exists()
         if installed and self.marker.exists() and self.marker.read_text() == wanted:
             return
@@ -73,11 +78,11 @@ class Environment:
             say("  venv is not available here: installing into a plain directory instead")
             shutil.rmtree(self.dir / "venv", ignore_errors=True)
             where = ["--target", str(self.target)]
-        cmd = [*self.pip(), "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *where, *pins()]
+        cmd = [*self.pip(), "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *where, *self.pins]
         done = subprocess.run(cmd, capture_output=True, text=True)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise FetchError(f"cannot install {', '.join(pins())}: {why}; check that pip reaches a package index")
+            raise FetchError(f"cannot install {', '.join(self.pins)}: {why}; check that pip reaches a package index")
         write_atomic(self.marker, wanted.encode())
 
     def command(self):
@@ -100,13 +105,14 @@ class Environment:
             raise FetchError(f"{module} {' '.join(args)} failed (its message is above)")
 
 
-def enter() -> None:
+def enter(clients: bool = False) -> None:
     """Continues the running script inside the environment if its packages are not importable here."""
-    if all(importlib.util.find_spec(m) for m in MODULES):
+    if all(importlib.util.find_spec(m) for m in (CLIENT_MODULES if clients else MODULES)):
         return
     if os.environ.get("LARVATUS_ENTERED"):
         raise FetchError(f"the environment in {default_dir()} is incomplete; delete it and run scripts/fetch.py demo")
-    environment = Environment(Cache(default_dir()))
+    cache = Cache(default_dir())
+    environment = Environment(cache, "clients", CLIENTS) if clients else Environment(cache)
     environment.ensure()
     argv, env = environment.command()
     env["LARVATUS_ENTERED"] = "1"

@@ -227,7 +227,7 @@ def token_samples(seed, vocabulary, tokens, count=4):
 
 def main(name: str) -> int:
     cache = Cache(default_dir())
-    extra, sizes = {}, {"vit-b16": (768, 12, 12), "vit-ti16": (192, 12, 3)}
+    extra, sizes = {}, {"vit-b16": (768, 12, 12), "vit-s16": (384, 12, 6), "vit-ti16": (192, 12, 3)}
     if name in sizes:
         photographs = [images.classify_input(p) for p, _ in images.labelled(cache)[:3]]
         g = vit(name, 16, *sizes[name], photographs)

@@ -192,6 +192,15 @@ fn frames() -> Vec<(&'static str, Frame)> {
             }
             .into_frame(),
         ),
+        (
+            "show",
+            Request::Show {
+                number: 1,
+                root: Root(model),
+                leaves: vec![LeafId { tensor: 1, leaf: 2 }],
+            }
+            .into_frame(),
+        ),
         ("bye", Request::Bye.into_frame()),
         (
             "welcome",
@@ -207,6 +216,15 @@ fn frames() -> Vec<(&'static str, Frame)> {
             "answer",
             Reply::Answer {
                 call: 1,
+                words: vec![6, 7].into(),
+            }
+            .into_frame(),
+        ),
+        (
+            "committed",
+            Reply::Committed {
+                call: 1,
+                root: Root(model),
                 words: vec![6, 7].into(),
             }
             .into_frame(),

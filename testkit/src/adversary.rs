@@ -5,6 +5,7 @@
 //! the session objects to.
 
 mod dealer;
+mod floats;
 mod tamper;
 mod whole;
 
@@ -19,6 +20,7 @@ use larvatus_worker::Service;
 
 use crate::pair::{Peer, honest};
 pub use dealer::{DealerLie, LyingDealer};
+pub use floats::{FloatLiar, FloatLie};
 pub use tamper::{At, Second, Tamper};
 pub use whole::{Crooked, WholeLiar, WholeLie, Wrong};
 

@@ -6,6 +6,7 @@
 //! * [`shared`]: the same over a real link with shared memory,
 //! * [`whole`]: small whole graphs, run and audited without a socket,
 //! * [`adversary`]: workers that lie, each in its own way,
+//! * [`inputs`]: made-up inputs for models,
 //! * [`fuzzing`]: what fuzz targets do with bytes,
 //! * [`conformance`]: the operator cases of the ONNX project,
 //! * [`chance`]: numbers that look random and are the same in every run.
@@ -16,6 +17,7 @@ pub mod adversary;
 pub mod chance;
 pub mod conformance;
 pub mod fuzzing;
+pub mod inputs;
 pub mod models;
 pub mod onnx;
 pub mod pair;

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use larvatus::audit::{Evidence, Lie, Outcome, Provisional, Remote, RemoteSettings};
+use larvatus::audit::{
+    CannotOpen, Evidence, JudgeKey, JudgeSecret, Lie, Outcome, Provisional, Remote, RemoteSettings,
+};
 use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
+use larvatus::secret::Entropy;
 use larvatus_graph::{Mismatch, UnitId};
 use larvatus_proto::commit::{LeafId, OpenError};
 use larvatus_proto::machine::Machine;
@@ -163,6 +166,58 @@ fn rejected(lie: WholeLie) -> (Lie, Option<Evidence>) {
         Ok(Outcome::Rejected(rejected)) => (rejected.lie().clone(), rejected.evidence().cloned()),
         other => panic!("{lie:?}: {other:?}"),
     }
+}
+
+#[test]
+fn sealed_evidence_opens_for_its_judge_only_and_as_it_was() {
+    let evidence = rejected(WholeLie::OutputOnly).1.expect("evidence");
+    let (judge, other) = (JudgeSecret::new(&[1; 32]), JudgeSecret::new(&[2; 32]));
+    let (to, key) = (judge.public(), other.public());
+    let sealed = evidence.seal(to, &Entropy::new([3; 32])).unwrap();
+    assert_eq!(Evidence::unseal(&sealed, &judge).as_ref(), Ok(&evidence));
+    // Equal evidence sealed with other randomness has no byte in common but by chance.
+    let again = evidence.seal(to, &Entropy::new([4; 32])).unwrap();
+    let same = sealed.iter().zip(&again).skip(36);
+    let same = same.filter(|(a, b)| a == b).count();
+    assert!(same < sealed.len() / 32, "{same} of {}", sealed.len());
+    let plain = evidence.encode();
+    assert!(!sealed.windows(32).any(|bytes| bytes == &plain[4..36]));
+
+    let refused = |bytes: &[u8], judge| Evidence::unseal(bytes, judge).unwrap_err();
+    assert_eq!(refused(&sealed, &other), CannotOpen::OtherJudge { to, key });
+    // Renamed to another judge, who has not the key either.
+    let mut renamed = sealed.clone();
+    let to_other = evidence.seal(key, &Entropy::new([3; 32])).unwrap();
+    renamed[4..36].copy_from_slice(&to_other[4..36]);
+    assert_eq!(refused(&renamed, &other), CannotOpen::Altered);
+    // Every bit of the head and of the tag, and some in between.
+    let bytes = sealed.len();
+    let places = (36..80)
+        .chain((80..bytes - 16).step_by(997))
+        .chain(bytes - 16..bytes);
+    for (place, bit) in places.flat_map(|place| (0..8).map(move |bit| (place, bit))) {
+        // The last bit of an X25519 public key is not read.
+        if (place, bit) == (67, 7) {
+            continue;
+        }
+        let mut flipped = sealed.clone();
+        flipped[place] ^= 1 << bit;
+        assert_eq!(refused(&flipped, &judge), CannotOpen::Altered, "{place}");
+    }
+    for length in [68, 69, bytes / 2, bytes - 16, bytes - 1] {
+        assert_eq!(refused(&sealed[..length], &judge), CannotOpen::Altered);
+    }
+    for length in [0, 3, 4, 35, 67] {
+        let why = refused(&sealed[..length], &judge);
+        assert!(matches!(why, CannotOpen::Malformed(_)), "{length}: {why}");
+    }
+    let longer = [&sealed[..], &[0]].concat();
+    assert_eq!(refused(&longer, &judge), CannotOpen::Altered);
+    assert!(matches!(refused(&plain, &judge), CannotOpen::Malformed(_)));
+    // A key of small order agrees on nothing secret.
+    let zero: JudgeKey = "00".repeat(32).parse().unwrap();
+    assert!(evidence.seal(zero, &Entropy::new([3; 32])).is_err());
+    assert!("00".parse::<JudgeKey>().is_err());
 }
 
 #[test]

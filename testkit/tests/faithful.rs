@@ -3,19 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use larvatus::error::{InferError, WorkerMisbehaved};
+use larvatus::error::{InferError, WorkerFailed, WorkerMisbehaved};
 use larvatus::exact::FloatNetwork;
 use larvatus::faithful::{
-    Demand, Fraction, Output, Plan, Preset, Session, Settings, Sharing, Times, undetected,
+    Demand, Fraction, Output, Plan, Preset, Session, Settings, Settled, Sharing, Times, undetected,
 };
 use larvatus::model::Model;
 use larvatus::secret::Entropy;
 use larvatus::session::InferenceId;
 use larvatus::shares::Apart;
 use larvatus::tensor::floats;
+use larvatus_proto::commit::{LeafId, OpenError};
 use larvatus_proto::frame::{Frame, FrameLimits, Reply, Request, Seed};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::program::{Form, Held, LayerId, Program, WorkerModel};
+use larvatus_proto::wire::DecodeError;
+use larvatus_testkit::adversary::{EXCUSE, FloatLiar, FloatLie};
 use larvatus_testkit::chance::Chance;
 use larvatus_testkit::models::{self, Network, small_cnn};
 use larvatus_testkit::pair::{converse, honest, honest_dealer};
@@ -48,7 +51,7 @@ fn session(plan: &Arc<Plan>, entropy: u8) -> Session {
 fn infer(
     network: &Network,
     session: &mut Session,
-    workers: &mut [Watched],
+    workers: &mut [impl Machine],
     seed: u64,
 ) -> Result<Output, InferError> {
     session.begin(network.random(seed), NOW).unwrap();
@@ -61,6 +64,23 @@ fn infer(
         }
     }
     panic!("the inference does not end");
+}
+
+/// Draws, has opened, and settles.
+fn audit(
+    session: &mut Session,
+    workers: &mut [impl Machine],
+    draw: u8,
+) -> Vec<Result<Settled, WorkerMisbehaved>> {
+    session.audit(&Entropy::new([draw; 32]), NOW);
+    for (line, worker) in workers.iter_mut().enumerate() {
+        converse(&mut session.line(line), worker, NOW);
+    }
+    let mut found = Vec::new();
+    while let Some(provisional) = session.take_provisional() {
+        found.push(provisional.settle());
+    }
+    found
 }
 
 /// A worker that keeps its calls, and may lie.
@@ -102,15 +122,23 @@ impl Machine for Watched {
     }
     fn transmit(&mut self, now: Now) -> Option<Frame> {
         let frame = self.inner.transmit(now)?;
-        let (Some(lie), Ok(Reply::Answer { call, words })) =
-            (self.lie, Reply::from_frame(frame.clone()))
-        else {
+        let (Some(lie), Ok(reply)) = (self.lie, Reply::from_frame(frame.clone())) else {
             return Some(frame);
         };
-        let mut words = words.to_vec();
-        lie(call, &mut words);
-        let words = words.into();
-        Some(Reply::Answer { call, words }.into_frame())
+        let (Reply::Answer { call, words } | Reply::Committed { call, words, .. }) = &reply else {
+            return Some(frame);
+        };
+        let mut altered = words.to_vec();
+        lie(*call, &mut altered);
+        let words = altered.into();
+        let (call, root) = match reply {
+            Reply::Committed { call, root, .. } => (call, Some(root)),
+            _ => (*call, None),
+        };
+        Some(match root {
+            Some(root) => Reply::Committed { call, root, words }.into_frame(),
+            None => Reply::Answer { call, words }.into_frame(),
+        })
     }
     fn deadline(&self) -> Option<Now> {
         self.inner.deadline()
@@ -129,13 +157,6 @@ impl Machine for Watched {
 fn crew(plan: &Plan) -> Vec<Watched> {
     (0..plan.workers()).map(|_| Watched::new()).collect()
 }
-
-/// Adds one to the third float of the second answer of every inference of `small_cnn`, which has five.
-const ADD_ONE: Lie = |call, words| {
-    if call % 5 == 1 {
-        words[2] = (f32::from_bits(words[2]) + 1.0).to_bits();
-    }
-};
 
 #[test]
 fn every_service_gives_about_what_the_network_gives_and_honest_answers_settle() {
@@ -180,14 +201,13 @@ fn every_service_gives_about_what_the_network_gives_and_honest_answers_settle() 
                 network.name
             );
         }
-        assert_eq!(output.drawn, plan.auditable());
-        let mut settled = 0;
-        while let Some(provisional) = session.take_provisional() {
-            let found = provisional.settle().unwrap();
-            assert!(found.used <= 1.0);
-            settled += 1;
-        }
-        assert_eq!(settled, output.drawn, "{}", network.name);
+        assert_eq!(output.blocks, plan.auditable());
+        let found = audit(&mut session, &mut workers, 1);
+        let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
+        assert!(found.iter().all(|found| found.used <= 1.0));
+        let settled: usize = found.iter().map(|found| found.blocks).sum();
+        assert_eq!(settled, plan.auditable(), "{}", network.name);
+        assert_eq!(session.owed(), 0);
     }
 }
 
@@ -209,9 +229,37 @@ fn masks_serve_once_and_both_workers_see_the_same() {
     assert!(largest > 32.0 && largest <= 65.0, "{largest}");
 }
 
+/// The lies of the catalogue about the answers of `small_cnn`, whose third call makes one leaf and its second 294 floats.
+const COMPUTES: FloatLie = FloatLie::Computes { round: 1, float: 2 };
+
 #[test]
 fn a_lie_is_believed_at_first_and_refuted_with_the_exact_error() {
     let network = small_cnn(1);
+    let leaf = |tensor, leaf| LeafId { tensor, leaf };
+    let beyond = WorkerMisbehaved::BeyondRounding {
+        layer: LayerId(1),
+        image: 0,
+        output: 2,
+    };
+    let another = |tensor| WorkerMisbehaved::OtherAnswer {
+        layer: LayerId(tensor),
+        leaf: leaf(tensor, 0),
+    };
+    let sends = |round| FloatLie::SendsAnother { round, float: 0 };
+    type Expected = fn(&WorkerMisbehaved) -> bool;
+    let root: Expected = |lie| matches!(lie, WorkerMisbehaved::Opening(OpenError::Root { .. }));
+    let cut: Expected = |lie| {
+        matches!(
+            lie,
+            WorkerMisbehaved::Malformed(DecodeError::Truncated { .. })
+        )
+    };
+    let fewer: Expected = |lie| {
+        matches!(
+            lie,
+            WorkerMisbehaved::Malformed(DecodeError::Inconsistent { .. })
+        )
+    };
     for (sharing, liar) in [
         (Sharing::Whole, 0),
         (Sharing::TwoWorkers(times(16)), 0),
@@ -219,23 +267,160 @@ fn a_lie_is_believed_at_first_and_refuted_with_the_exact_error() {
     ] {
         let demand = Demand::new(Some(times(64)), sharing, Some(every())).unwrap();
         let plan = plan(&network, &demand);
-        let mut session = session(&plan, 1);
-        let mut workers = crew(&plan);
-        workers[liar] = Watched::lying(ADD_ONE);
-        infer(&network, &mut session, &mut workers, 1).unwrap();
-        let mut lies = Vec::new();
-        while let Some(provisional) = session.take_provisional() {
-            assert_eq!(provisional.inference(), InferenceId(0));
-            let line = provisional.line();
-            lies.extend(provisional.settle().err().map(|what| (line, what)));
-        }
-        let lie = WorkerMisbehaved::BeyondRounding {
-            layer: LayerId(1),
-            image: 0,
-            output: 2,
+        let lies = |lie| {
+            let mut session = session(&plan, 1);
+            let mut workers: Vec<FloatLiar> = (0..plan.workers())
+                // The honest one of two is a liar whose lie never comes to its turn.
+                .map(|_| FloatLiar::new(sends(u32::MAX)))
+                .collect();
+            workers[liar] = FloatLiar::new(lie);
+            infer(&network, &mut session, &mut workers, 1).unwrap();
+            session.audit(&Entropy::new([1; 32]), NOW);
+            for (line, worker) in workers.iter_mut().enumerate() {
+                converse(&mut session.line(line), worker, NOW);
+            }
+            let mut lies = Vec::new();
+            while let Some(provisional) = session.take_provisional() {
+                assert_eq!(provisional.inference(), InferenceId(0));
+                let line = provisional.line();
+                lies.extend(provisional.settle().err().map(|what| (line, what)));
+            }
+            lies
         };
-        assert_eq!(lies, [(liar, lie)]);
+        assert_eq!(lies(COMPUTES), [(liar, beyond.clone())]);
+        for round in [0, 4] {
+            assert_eq!(lies(sends(round)), [(liar, another(round))]);
+        }
+        for (lie, expected) in [
+            (FloatLie::OtherRoot, root),
+            (FloatLie::OpensOtherBytes, root),
+            (FloatLie::OpensFewer, fewer),
+        ] {
+            let found = lies(lie);
+            let [(line, what)] = &found[..] else {
+                panic!("{lie:?}: {found:?}");
+            };
+            assert!(*line == liar && expected(what), "{lie:?}: {what}");
+        }
     }
+    // Where some leaves are drawn, there is a path, and there are others to open.
+    let some = Fraction::new(0.3).unwrap();
+    let demand = Demand::new(None, Sharing::Whole, Some(some)).unwrap();
+    let plan = plan(&network, &demand);
+    for (lie, expected) in [(FloatLie::ForgesPath, root), (FloatLie::CutsPath, cut)] {
+        let mut session = session(&plan, 1);
+        let mut workers = [FloatLiar::new(lie)];
+        infer(&network, &mut session, &mut workers, 1).unwrap();
+        let found = audit(&mut session, &mut workers, 2);
+        let [Err(what)] = &found[..] else {
+            panic!("{lie:?}: {found:?}");
+        };
+        assert!(expected(what), "{lie:?}: {what}");
+    }
+    // The last and smallest answer, in the place of those that are drawn.
+    let (mut others, mut fewer) = (0, 0);
+    for draw in 0..32 {
+        let mut session = session(&plan, 1);
+        let mut workers = [FloatLiar::new(FloatLie::OpensAnother { tensor: 4 })];
+        infer(&network, &mut session, &mut workers, 1).unwrap();
+        for found in audit(&mut session, &mut workers, draw) {
+            match found {
+                Ok(settled) => assert_eq!(settled.blocks, 1),
+                Err(WorkerMisbehaved::Opening(OpenError::NotAsked { got, .. })) => {
+                    assert_eq!(got, leaf(4, 0));
+                    others += 1;
+                }
+                Err(WorkerMisbehaved::Opening(OpenError::Count { got: 1, .. })) => fewer += 1,
+                Err(what) => panic!("{what}"),
+            }
+        }
+    }
+    assert!(others > 4 && fewer > 4, "{others} {fewer}");
+}
+
+#[test]
+fn a_root_comes_with_the_last_answer_and_with_no_other() {
+    let network = small_cnn(1);
+    let demand = Demand::new(None, Sharing::Whole, Some(every())).unwrap();
+    let plan = plan(&network, &demand);
+    for (lie, message) in [
+        (FloatLie::NoRoot, "an answer alone"),
+        (FloatLie::EarlyRoot, "a root"),
+    ] {
+        let mut session = session(&plan, 1);
+        let why = infer(&network, &mut session, &mut [FloatLiar::new(lie)], 1).unwrap_err();
+        let InferError::Worker(WorkerMisbehaved::OutOfTurn { message: got, .. }) = why else {
+            panic!("{why}");
+        };
+        assert_eq!(got, message);
+        assert_eq!(session.audit(&Entropy::new([1; 32]), NOW), 0);
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_open_has_failed_and_nothing_is_settled() {
+    let network = small_cnn(1);
+    let demand = Demand::new(None, Sharing::Whole, Some(every())).unwrap();
+    let plan = plan(&network, &demand);
+    let within = Settings::default().answer_within;
+    for (lie, expected) in [
+        (
+            FloatLie::NeverOpens,
+            WorkerFailed::TimedOut {
+                awaited: "an opening",
+                within,
+            },
+        ),
+        (
+            FloatLie::RefusesToOpen,
+            WorkerFailed::Refused {
+                message: EXCUSE.to_owned(),
+            },
+        ),
+    ] {
+        let mut session = session(&plan, 1);
+        let mut workers = [FloatLiar::new(lie)];
+        infer(&network, &mut session, &mut workers, 1).unwrap();
+        assert_eq!(session.line(0).deadline(), None);
+        assert!(audit(&mut session, &mut workers, 1).is_empty());
+        if lie == FloatLie::NeverOpens {
+            let mut line = session.line(0);
+            assert_eq!(line.deadline(), Some(within));
+            line.tick(within - Duration::from_millis(1));
+            assert!(session.failure().is_none());
+            session.line(0).tick(within);
+        }
+        let why = session.failure().cloned();
+        assert_eq!(why, Some(InferError::Failed(expected)), "{lie:?}");
+        assert_eq!(session.owed(), plan.auditable());
+        assert!(session.take_provisional().is_none());
+    }
+}
+
+#[test]
+fn audits_may_come_late_and_a_worker_keeps_what_it_committed_to() {
+    let network = small_cnn(1);
+    let demand = Demand::new(Some(times(64)), Sharing::Whole, Some(every())).unwrap();
+    let plan = plan(&network, &demand);
+    let mut session = session(&plan, 1);
+    let mut workers = crew(&plan);
+    for seed in 0..3 {
+        infer(&network, &mut session, &mut workers, seed).unwrap();
+    }
+    let found = audit(&mut session, &mut workers, 1);
+    let inferences = found.iter().map(|found| found.as_ref().unwrap().inference);
+    let inferences: Vec<_> = inferences.collect();
+    assert_eq!(inferences, [0, 1, 2].map(InferenceId));
+    // A worker keeps sixteen; the first of eighteen are refused.
+    for seed in 0..18 {
+        infer(&network, &mut session, &mut workers, seed).unwrap();
+    }
+    assert!(audit(&mut session, &mut workers, 1).is_empty());
+    let why = session.failure().map(ToString::to_string);
+    assert!(
+        why.as_deref().is_some_and(|why| why.contains("no trace")),
+        "{why:?}"
+    );
 }
 
 #[test]
@@ -245,12 +430,14 @@ fn audits_find_a_lie_as_often_as_their_share_says() {
     let demand = Demand::new(None, Sharing::Whole, Some(share)).unwrap();
     let plan = plan(&network, &demand);
     let mut session = session(&plan, 1);
-    let mut workers = vec![Watched::lying(ADD_ONE)];
+    let mut workers = [FloatLiar::new(COMPUTES)];
     let (mut caught, mut drawn) = (0, 0);
-    for seed in 0..400 {
-        drawn += infer(&network, &mut session, &mut workers, seed)
-            .unwrap()
-            .drawn;
+    for seed in 0..400_u64 {
+        infer(&network, &mut session, &mut workers, seed).unwrap();
+        let mut entropy = [0; 32];
+        entropy[..8].copy_from_slice(&seed.to_le_bytes());
+        drawn += session.audit(&Entropy::new(entropy), NOW);
+        converse(&mut session.line(0), &mut workers[0], NOW);
         while let Some(provisional) = session.take_provisional() {
             caught += usize::from(provisional.settle().is_err());
         }
@@ -330,9 +517,13 @@ fn programs_in_floats_have_one_encoding_and_no_dealer() {
     let plan = plan(&network, &demand);
     let program = plan.program();
     assert_eq!(
-        (program.form(), program.held()),
-        (Form::Words, Held::Floats)
+        (program.form(), program.held(), program.commits()),
+        (Form::Words, Held::Floats, true)
     );
+    // Nothing is committed to where nothing is audited, nor where there are no floats.
+    let unaudited = Preset::Privacy.demand(times(64), times(64), every());
+    assert!(!self::plan(&network, &unaudited).program().commits());
+    assert!(!program.with_held(Held::Words).commits());
     let encoded = program.encode();
     assert_eq!(Program::decode(&encoded).as_ref(), Ok(program));
     // Requests of floats in halves; two planes.

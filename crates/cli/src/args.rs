@@ -1,8 +1,11 @@
 //! The command line, as typed.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+
+use crate::cmd;
 
 /// Runs neural networks on hardware that its owner does not trust.
 ///
@@ -22,6 +25,10 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Make tickets ahead and keep them in a store, for `run --store`.
     Provision(Provision),
+    /// Serve models to clients, as the trusted side: the Open Inference Protocol over HTTP and gRPC.
+    Serve(Box<Inference>),
+    /// Ask a service that proves what code it is, and no other: evidence is verified before an input is sent.
+    Client(Client),
     /// Serve as an untrusted worker.
     Worker(Serve),
     /// Serve as a dealer: make the tickets of others, whose inputs never come here.
@@ -33,12 +40,16 @@ pub(crate) enum Command {
     /// Hold a receipt against the keys of both sides; takes no secret.
     VerifyReceipt(VerifyReceipt),
     /// Judge whether a file of evidence shows that a worker lied: exit code 0 if it does, 1 if not, 2 for what is no
-    /// evidence. Takes no secret.
+    /// evidence. Takes no secret, unless the evidence is sealed to you.
     Judge(Judge),
     /// Learn the key of a worker that runs with --pair: both show a code, which you compare.
     Pair(Pair),
     /// List the workers that announce themselves on the local network.
     Discover(Discover),
+    /// Seal a model, so that only services read it to which `release` hands its key.
+    Seal(cmd::seal::Seal),
+    /// Hand the key of a sealed model to a service whose evidence satisfies a policy: exit code 1 if it does not.
+    Release(cmd::release::Release),
     /// Measure a model in every mode.
     Bench(Bench),
     /// Measure what work costs here, on the link and at the worker, for `--rates`.
@@ -71,6 +82,110 @@ pub(crate) struct Job {
     pub(crate) floats: Floats,
 }
 
+#[derive(clap::Args, Debug)]
+pub(crate) struct Inference {
+    /// The folder of models: NAME.onnx is served as NAME, and so is NAME.onnx.sealed once its owner has released the key.
+    pub(crate) models: PathBuf,
+    /// Where to listen; every address speaks HTTP and gRPC. Given twice by default: for clients that want one port each.
+    #[arg(long, value_name = "IP:PORT", default_values = ["127.0.0.1:8000", "127.0.0.1:8001"])]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Who vouches for this process: tsm (SEV-SNP or TDX, by the kernel's configfs-tsm), or simulated:HEX, which is no
+    /// protection at all and claims to measure HEX. Inputs are then taken over --listen-tls, or sealed, and not in clear.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) attest: Option<String>,
+    /// Where to listen for TLS that ends in this process, with a key of its own that evidence names.
+    #[arg(long, value_name = "IP:PORT", requires = "attest")]
+    pub(crate) listen_tls: Vec<SocketAddr>,
+    /// What must hold, by name: local, local-exact (no worker), clear, integrity, slalom, verisplit-exact.
+    #[arg(long, default_value = "local-exact", value_name = "NAME")]
+    pub(crate) preset: String,
+    /// What must hold, as a TOML file; see the README.
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    pub(crate) policy: Option<PathBuf>,
+    /// What work costs, as `larvatus calibrate --output` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rates: Option<PathBuf>,
+    /// Draw the secret vectors of the checks anew for every inference.
+    #[arg(long)]
+    pub(crate) fresh_check: bool,
+    /// A worker; see `larvatus run --help`. Without any, and under a preset that sends layers away, one is started here.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) worker: Vec<String>,
+    /// Threads of a worker that is started here; all cores where not given.
+    #[arg(long, value_name = "N", conflicts_with = "worker")]
+    pub(crate) worker_threads: Option<usize>,
+    /// The key by which tls:// workers know this program; made where there is none.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Seconds to wait for any reply of a worker.
+    #[arg(long, default_value_t = 60.0, value_name = "S")]
+    pub(crate) timeout: f64,
+    /// Load this model only, at the start; all where not given.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) load: Vec<String>,
+    /// Let clients load and unload models of the folder.
+    #[arg(long)]
+    pub(crate) model_control: bool,
+    /// The shape of an input that a model leaves open, such as `bert:ids=1x128`.
+    #[arg(long, value_name = "MODEL:NAME=DxD")]
+    pub(crate) shape: Vec<String>,
+    /// Inferences that are computed at the same time; one a core where not given.
+    #[arg(long, value_name = "N")]
+    pub(crate) lanes: Option<usize>,
+    /// Requests taken on and not yet answered; further ones are told to come again.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub(crate) admit: usize,
+    /// Mebibytes of the largest request.
+    #[arg(long, default_value_t = 32, value_name = "MIB")]
+    pub(crate) max_request: usize,
+    /// Seconds that a request may take, whatever it asks for.
+    #[arg(long, default_value_t = 60.0, value_name = "S")]
+    pub(crate) deadline: f64,
+    /// Seconds that requests in flight have when the service is told to stop.
+    #[arg(long, default_value_t = 30.0, value_name = "S")]
+    pub(crate) drain: f64,
+    /// Connections at the same time.
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub(crate) connections: usize,
+    /// Serve although memory cannot be locked, so that inputs could be swapped to a disk; metadata show it.
+    #[arg(long)]
+    pub(crate) allow_unlocked: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Client {
+    /// The service, HOST:PORT of its --listen-tls; with --sealed of its --listen, or of a proxy before it.
+    pub(crate) service: String,
+    /// The model's name there.
+    pub(crate) model: String,
+    /// What the service must prove, as a TOML file; see docs/serving.md.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: PathBuf,
+    /// Seal each request to the service instead of speaking TLS with it: for services behind a proxy that ends TLS.
+    #[arg(long)]
+    pub(crate) sealed: bool,
+    /// Photographs (PNG or JPEG), one inference each.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    /// Tensors: a .npy file for an input of the model. Given n times for every input, n inferences run.
+    #[arg(long, value_name = "NAME=FILE.npy", conflicts_with = "image")]
+    pub(crate) input: Vec<String>,
+    /// Where to write the model's outputs (.npz).
+    #[arg(long, value_name = "FILE.npz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Show the K most likely classes.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(crate) top: usize,
+    /// Names of the classes, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+    /// Seconds to wait for the service.
+    #[arg(long, default_value_t = 60.0, value_name = "S")]
+    pub(crate) timeout: f64,
+}
+
 /// What the presets in floats are asked for: verisplit, verisplit-privacy, verisplit-weights, verisplit-integrity.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Floats {
@@ -83,6 +198,16 @@ pub(crate) struct Floats {
     /// The share of answers in floats that are recomputed later.
     #[arg(long, default_value_t = 0.05, value_name = "FRACTION")]
     pub(crate) audit_share: f64,
+}
+
+impl Default for Floats {
+    fn default() -> Self {
+        Self {
+            mask_times: 64,
+            weight_mask_times: 16,
+            audit_share: 0.05,
+        }
+    }
 }
 
 #[derive(clap::Args, Debug)]
@@ -192,6 +317,9 @@ pub(crate) struct Auditing {
     /// configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt_key: Option<PathBuf>,
+    /// Seal evidence to this judge, who is the only one to read it then; a key that `larvatus judge --new-key` printed.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) judge: Option<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -210,6 +338,9 @@ pub(crate) struct Audit {
     /// The key that this side signs with; receipt.key in larvatus's folder for configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt_key: Option<PathBuf>,
+    /// Seal evidence to this judge, who is the only one to read it then; a key that `larvatus judge --new-key` printed.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) judge: Option<String>,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
@@ -233,10 +364,17 @@ pub(crate) struct VerifyReceipt {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Judge {
     /// The evidence.
-    pub(crate) evidence: PathBuf,
+    #[arg(required_unless_present = "new_key")]
+    pub(crate) evidence: Option<PathBuf>,
     /// The key that is known to be the worker's.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) worker_key: String,
+    #[arg(long, value_name = "KEY", required_unless_present = "new_key")]
+    pub(crate) worker_key: Option<String>,
+    /// The key that opens evidence which was sealed to you.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Make such a key, print whom evidence is to be sealed to, and judge nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["evidence", "worker_key", "key", "graph"])]
+    pub(crate) new_key: Option<PathBuf>,
     /// The graph, as the folder of records has it; DIGEST.graph beside the evidence where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) graph: Option<PathBuf>,

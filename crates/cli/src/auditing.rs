@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use larvatus::audit::{
-    Audit, Done, Ledger, Outcome, Provisional, Remote, RemoteSettings, Step, Terms,
+    Audit, Done, JudgeKey, Ledger, Outcome, Provisional, Remote, RemoteSettings, Step, Terms,
 };
 use larvatus::error::{InferError, WorkerFailed};
+use larvatus::secret::Entropy;
 use larvatus_host::pump::Options;
 use larvatus_host::store::Folder;
 use larvatus_host::{Address, Clock, Pump, entropy};
@@ -22,11 +23,16 @@ use crate::store::InFolder;
 /// Longest silence between two looks at the clock.
 const STEP: Duration = Duration::from_millis(200);
 
-/// The records in a folder, which is made where there is none.
-pub(crate) fn ledger(folder: &Path, signer: Arc<Signer>) -> Result<Ledger> {
+/// The records in a folder, which is made where there is none; evidence goes to this judge only, where one is named.
+pub(crate) fn ledger(folder: &Path, signer: Arc<Signer>, judge: Option<&str>) -> Result<Ledger> {
+    let judge: Option<JudgeKey> = judge.map(str::parse).transpose()?;
     let about = || format!("records {}", folder.display());
     let files = Folder::open(folder).with_context(about)?;
-    Ok(Ledger::new(Box::new(InFolder(files)), signer))
+    let ledger = Ledger::new(Box::new(InFolder(files)), signer);
+    Ok(match judge {
+        Some(judge) => ledger.sealing_to(judge, Entropy::new(entropy()?)),
+        None => ledger,
+    })
 }
 
 /// A worker, as it is connected to.

@@ -22,7 +22,8 @@ use crate::memory::Memory;
 use crate::parties::Parties;
 use crate::report::Cpu;
 use crate::tickets::{Sources, Tickets};
-use run::{End, Run, Unreached, of_worker, overdue};
+pub(crate) use run::overdue;
+use run::{End, Run, Unreached, of_worker};
 
 /// How long workers that are all busy are left alone.
 const AGAIN: Duration = Duration::from_millis(500);

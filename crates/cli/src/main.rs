@@ -16,6 +16,7 @@ mod memory;
 mod output;
 mod parties;
 mod report;
+mod serving;
 mod spawn;
 mod store;
 mod table;

@@ -20,9 +20,7 @@ pub(crate) struct Memory {
     pub(crate) activations: u64,
     /// The largest round's words up and down.
     pub(crate) largest_round: u64,
-    /// Weights as they are uploaded.
-    pub(crate) weights_upload: u64,
-    /// Weights by layer, to make check vectors and the engine from.
+    /// Weights, to upload them and to make check vectors and the engine from.
     pub(crate) weights_integers: u64,
     /// Weights packed to compute u here.
     pub(crate) weights_engine: u64,
@@ -38,7 +36,6 @@ impl Memory {
             tickets: session.tickets,
             activations: session.activations,
             largest_round: plan.largest_round(),
-            weights_upload: weights.upload,
             weights_integers: weights.integers,
             weights_engine: weights.engine,
         }
@@ -61,7 +58,7 @@ impl Memory {
             largest_round,
             ..
         } = *self;
-        let weights = self.weights_upload + self.weights_integers + self.weights_engine;
+        let weights = self.weights_integers + self.weights_engine;
         let peak = self.peak_resident.map_or_else(|| "?".to_owned(), bytes);
         if largest_round == 0 {
             return format!("memory: {peak} at the most");

@@ -2,6 +2,7 @@
 
 use larvatus::plan::{Plan, Row};
 use larvatus::policy::Preset;
+use larvatus_proto::digest::Digest;
 use serde::Serialize;
 
 use crate::driver::millis;
@@ -171,6 +172,34 @@ pub(crate) struct LayerField {
 }
 
 impl Report {
+    /// A report before anything was promised or measured.
+    pub(crate) fn blank(model: Digest, preset: &str) -> Self {
+        Self {
+            model: model.to_string(),
+            plan: String::new(),
+            preset: preset.to_owned(),
+            verdict: VerdictField::Accepted("accepted"),
+            soundness_bits: 0.0,
+            input_privacy: String::new(),
+            weight_privacy: String::new(),
+            guarantee: String::new(),
+            trusted_cpu_ms: Cpu::default(),
+            wall_ms: 0.0,
+            waiting_ms: 0.0,
+            bytes: Bytes::default(),
+            round_trips: 0,
+            memory: Memory::default(),
+            layers: Vec::new(),
+            worker: None,
+            tickets: None,
+            audit: None,
+            floats: None,
+            frames: None,
+            finished_here: 0,
+            inferences: Vec::new(),
+        }
+    }
+
     /// What a run without a worker guarantees.
     pub(crate) const LOCAL: &'static str = "nothing left this machine, and nobody else computed";
 
@@ -192,28 +221,13 @@ impl Report {
             Self::LOCAL.to_owned()
         };
         Self {
-            model: plan.model().to_string(),
             plan: plan.digest().to_string(),
-            preset: preset.to_owned(),
-            verdict: VerdictField::Accepted("accepted"),
             soundness_bits,
             input_privacy,
             weight_privacy,
             guarantee,
-            trusted_cpu_ms: Cpu::default(),
-            wall_ms: 0.0,
-            waiting_ms: 0.0,
-            bytes: Bytes::default(),
-            round_trips: 0,
-            memory: Memory::default(),
             layers: layers(plan.rows(), preset),
-            worker: None,
-            tickets: None,
-            audit: None,
-            floats: None,
-            frames: None,
-            finished_here: 0,
-            inferences: Vec::new(),
+            ..Self::blank(plan.model(), preset)
         }
     }
 }

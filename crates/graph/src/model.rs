@@ -267,7 +267,8 @@ impl<'a> Constants<'a> {
     ) -> Result<Weights, ShapeError> {
         let each = linear.spec.shape.weights();
         let planes = self.bytes(linear.weights).chunks_exact(each);
-        let signed = |bytes: Cow<'_, [u8]>| bytes.iter().map(|w| w.cast_signed()).collect();
+        let signed =
+            |bytes: Cow<'_, [u8]>| bytes.iter().map(|w| w.cast_signed()).collect::<Vec<i8>>();
         let planes = planes.map(|plane| signed(pick(plane))).collect();
         Weights::new(planes, linear.spec.shift.into())
     }

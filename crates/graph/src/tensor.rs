@@ -143,59 +143,28 @@ impl TensorSpec {
     /// Where a run of elements lies among the committed ones, piece by piece: (first element in memory, committed place,
     /// length).
     pub(crate) fn pieces(&self, run: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
-        let order = self.order;
-        let mut at = run.start;
-        std::iter::from_fn(move || {
-            if at >= run.end {
-                return None;
-            }
-            let (place, len) = match order {
-                Order::Flat => (at, run.end - at),
-                Order::Lines {
-                    channels,
-                    lines,
-                    width,
-                    ..
-                } => {
-                    let (line, column) = (at / width, at % width);
-                    let (plane, line) = (line / lines, line % lines);
-                    let (image, channel) = (plane / channels, plane % channels);
-                    let place = ((image * lines + line) * channels + channel) * width + column;
-                    (place, (width - column).min(run.end - at))
-                }
-            };
-            let piece = (at, place, len);
-            at += len;
-            Some(piece)
-        })
+        exchanged(run, self.sides())
     }
 
     /// Where committed elements lie in memory, piece by piece.
     pub(crate) fn memory(&self, places: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let order = self.order;
-        let mut at = places.start;
-        std::iter::from_fn(move || {
-            if at >= places.end {
-                return None;
-            }
-            let (element, len) = match order {
-                Order::Flat => (at, places.end - at),
-                Order::Lines {
-                    channels,
-                    lines,
-                    width,
-                    ..
-                } => {
-                    let (row, column) = (at / width, at % width);
-                    let (line, channel) = (row / channels, row % channels);
-                    let (image, line) = (line / lines, line % lines);
-                    let element = ((image * channels + channel) * lines + line) * width + column;
-                    (element, (width - column).min(places.end - at))
-                }
-            };
-            at += len;
-            Some(element..element + len)
-        })
+        let back = self
+            .sides()
+            .map(|[channels, lines, width]| [lines, channels, width]);
+        exchanged(places, back).map(|(_, element, len)| element..element + len)
+    }
+
+    /// Channels, lines and width, where lines are committed to with all channels.
+    fn sides(&self) -> Option<[usize; 3]> {
+        match self.order {
+            Order::Flat => None,
+            Order::Lines {
+                channels,
+                lines,
+                width,
+                ..
+            } => Some([channels, lines, width]),
+        }
     }
 
     /// Calls `each` with the pieces of memory in the order in which they are committed to.
@@ -218,6 +187,72 @@ impl TensorSpec {
             }
         }
     }
+}
+
+/// A place in an array with sides […, outer, inner, width]. It is counted on, not divided out line by line: lines are short,
+/// and a trace has many.
+struct Lines {
+    sides: [usize; 3],
+    image: usize,
+    x: usize,
+    y: usize,
+    column: usize,
+}
+
+impl Lines {
+    fn from(sides: [usize; 3], at: usize) -> Self {
+        let [outer, inner, width] = sides;
+        let (row, column) = (at / width, at % width);
+        let (rest, y) = (row / inner, row % inner);
+        Self {
+            sides,
+            image: rest / outer,
+            x: rest % outer,
+            y,
+            column,
+        }
+    }
+
+    /// The rest of the line, at most so much: where it lies in […, inner, outer, width], and how much it is. Goes on behind it.
+    fn take(&mut self, most: usize) -> (usize, usize) {
+        let [outer, inner, width] = self.sides;
+        let place = ((self.image * inner + self.y) * outer + self.x) * width + self.column;
+        let len = (width - self.column).min(most);
+        self.column += len;
+        if self.column == width {
+            (self.column, self.y) = (0, self.y + 1);
+        }
+        if self.y == inner {
+            (self.y, self.x) = (0, self.x + 1);
+        }
+        if self.x == outer {
+            (self.x, self.image) = (0, self.image + 1);
+        }
+        (place, len)
+    }
+}
+
+/// A run of an array with sides […, outer, inner, width], piece by piece: (first, where it lies in […, inner, outer, width],
+/// length). Without sides nothing changes places.
+fn exchanged(
+    run: Range<usize>,
+    sides: Option<[usize; 3]>,
+) -> impl Iterator<Item = (usize, usize, usize)> {
+    let mut at = run.start;
+    let mut lines = sides.map(|sides| Lines::from(sides, at));
+    std::iter::from_fn(move || {
+        if at >= run.end {
+            return None;
+        }
+        let most = run.end - at;
+        let (place, len) = match &mut lines {
+            None => (at, most),
+            Some(lines) => lines.take(most),
+        };
+        let piece = (at, place, len);
+        at += len;
+        Some(piece)
+    })
 }
 
 /// A tensor's elements, as they lie in memory.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use larvatus_proto::commit::{
     Builder, CommitError, Commitment, LEAF, LeafDigest, LeafId, Opening, Root,
@@ -140,12 +141,27 @@ impl Trace for Recorder {
 
 /// Appends the committed bytes of a leaf; none where there is no such leaf.
 fn gather(leaf: usize, spec: &TensorSpec, values: &Values, out: &mut Vec<u8>) {
-    let each = spec.kind.bytes();
-    let first = leaf.saturating_mul(LEAF / each).min(spec.elements);
-    let last = (first + LEAF / each).min(spec.elements);
-    for range in spec.memory(first..last) {
+    for range in spec.memory(elements(leaf, spec)) {
         out.extend_from_slice(values.bytes(range));
     }
+}
+
+/// The elements of a leaf, in the order in which they are committed to.
+fn elements(leaf: usize, spec: &TensorSpec) -> Range<usize> {
+    let each = LEAF / spec.kind.bytes();
+    let first = leaf.saturating_mul(each).min(spec.elements);
+    first..(first + each).min(spec.elements)
+}
+
+/// The digest of a leaf: of the bytes where they lie, or of lines that are brought together in `room`, which the cache holds.
+fn digest(room: &mut Vec<u8>, id: LeafId, spec: &TensorSpec, values: &Values) -> LeafDigest {
+    let leaf = id.leaf as usize;
+    if spec.order == Order::Flat {
+        return LeafDigest::of(id, values.bytes(elements(leaf, spec)));
+    }
+    room.clear();
+    gather(leaf, spec, values, room);
+    LeafDigest::of(id, room)
 }
 
 /// Takes in a tensor leaf by leaf; several threads share the leaves where there are any.
@@ -163,11 +179,7 @@ fn hash(
     let leaves = usize::try_from(spec.bytes().div_ceil(LEAF as u64)).unwrap_or(usize::MAX);
     #[cfg(feature = "parallel")]
     if leaves > 1 && rayon::current_num_threads() > 1 {
-        let digest = |room: &mut Vec<u8>, leaf: usize| {
-            room.clear();
-            gather(leaf, spec, values, room);
-            LeafDigest::of(id(leaf), room)
-        };
+        let digest = |room: &mut Vec<u8>, leaf: usize| digest(room, id(leaf), spec, values);
         let digests = (0..leaves).into_par_iter().map_init(Vec::new, digest);
         let digests: Vec<LeafDigest> = digests.collect();
         return digests
@@ -178,9 +190,7 @@ fn hash(
         return builder.push(values.bytes(0..spec.elements));
     }
     for leaf in 0..leaves {
-        room.clear();
-        gather(leaf, spec, values, room);
-        builder.push_digest(LeafDigest::of(id(leaf), room))?;
+        builder.push_digest(digest(room, id(leaf), spec, values))?;
     }
     Ok(())
 }

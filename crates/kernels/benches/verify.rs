@@ -126,7 +126,7 @@ impl Layer {
             words
         };
         let weight = |word: u32| (word % 255) as i16 - 127;
-        let plane = draw(1, shape.weights())
+        let plane: Vec<i8> = draw(1, shape.weights())
             .into_iter()
             .map(|word| weight(word) as i8)
             .collect();

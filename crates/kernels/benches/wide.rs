@@ -257,7 +257,7 @@ fn weights(shape: &Shape) -> Weights {
         |i: usize| (i as u32).wrapping_mul(0x9e37_79b9) ^ (i as u32).wrapping_mul(0x85eb_ca6b) >> 7;
     let byte =
         |word: u32, at: u32| (word.wrapping_mul(0xc2b2_ae35) >> (8 * at) & 0xff) as i32 - 128;
-    let plane = (0..shape.weights())
+    let plane: Vec<i8> = (0..shape.weights())
         .map(|i| ((0..4).map(|at| byte(word(i), at)).sum::<i32>() / 4) as i8)
         .collect();
     Weights::new(vec![plane], 0).expect("one plane")

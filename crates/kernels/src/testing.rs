@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::field::P;
+use crate::local::pool::Windows;
 
 /// Lengths below, at and above a vector, a batch of keystream and a tile.
 pub(crate) const LENGTHS: [usize; 24] = [
@@ -43,5 +44,26 @@ impl Random {
         (0..len)
             .map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0)
             .collect()
+    }
+}
+
+/// Windows over planes: (input, kernel, stride, padding before, padding after).
+pub(crate) type WindowCase = ([usize; 2], [usize; 2], [usize; 2], [usize; 2], [usize; 2]);
+
+/// The windows of a case over so many planes.
+pub(crate) fn windows(
+    planes: usize,
+    (input, kernel, stride, before, after): WindowCase,
+) -> Windows {
+    let output = core::array::from_fn(|axis| {
+        (input[axis] + before[axis] + after[axis] - kernel[axis]) / stride[axis] + 1
+    });
+    Windows {
+        planes,
+        input,
+        output,
+        kernel,
+        stride,
+        before,
     }
 }

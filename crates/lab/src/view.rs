@@ -226,8 +226,8 @@ impl Home {
         Err(anyhow!("the inference does not end"))
     }
 
-    /// Recomputes every answer that was drawn for an audit; how many, and the largest deviation as a fraction of what is
-    /// allowed.
+    /// Has every block of the answers opened that an audit draws, and recomputes it; how many, and the largest deviation as a
+    /// fraction of what is allowed.
     ///
     /// # Errors
     /// Where one is refuted.
@@ -235,10 +235,15 @@ impl Home {
         let Trusted::Floats(session) = &mut self.trusted else {
             return Ok((0, 0.0));
         };
+        session.audit(&Entropy::new([1; 32]), NOW);
+        for (line, worker) in self.workers.iter_mut().enumerate() {
+            converse(&mut session.line(line), worker, NOW);
+        }
         let (mut settled, mut used) = (0, 0.0_f64);
         while let Some(provisional) = session.take_provisional() {
-            used = used.max(provisional.settle().context("audit")?.used);
-            settled += 1;
+            let found = provisional.settle().context("audit")?;
+            used = used.max(found.used);
+            settled += found.blocks;
         }
         Ok((settled, used))
     }

@@ -18,7 +18,8 @@
 //! record is not settled, and there is no evidence.
 //!
 //! [`Evidence`] convinces others: the worker's signed claim, and the opening of the one unit that does not recompute. Whoever
-//! has the worker's key and the graph judges it ([`Evidence::judge`]) without secrets.
+//! has the worker's key and the graph judges it ([`Evidence::judge`]) without secrets. It can be sealed to one judge
+//! ([`Evidence::seal`]), so that nobody else learns what it discloses.
 //!
 //! Nothing here is for the modes that hide inputs: a worker's answers there are checked before they are used, and an
 //! opening of what a dealer has dealt would tell the dealer the input.
@@ -30,6 +31,7 @@ mod evidence;
 mod ledger;
 mod record;
 mod remote;
+mod sealed;
 
 use std::fmt;
 
@@ -47,6 +49,7 @@ pub use ledger::{
 };
 pub use record::{Provisional, RecordError, Redrawn};
 pub use remote::{Done, Remote, RemoteSettings};
+pub use sealed::{CannotOpen, CannotSeal, JudgeKey, JudgeSecret, NotAJudge, is_sealed};
 
 /// What part of the units of a run an audit looks at: above 0, at most 1.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -244,7 +244,13 @@ impl Dealing {
             (State::Verdict | State::Upload { .. } | State::Answers, Reply::Welcome { .. })
             | (State::Welcome | State::Answers, Reply::Want { .. } | Reply::Ready { .. })
             | (State::Welcome | State::Verdict | State::Upload { .. }, Reply::Answer { .. })
-            | (_, Reply::Signs { .. } | Reply::Ran { .. } | Reply::Opened { .. }) => {
+            | (
+                _,
+                Reply::Signs { .. }
+                | Reply::Ran { .. }
+                | Reply::Opened { .. }
+                | Reply::Committed { .. },
+            ) => {
                 return Err(DealerMisbehaved::OutOfTurn {
                     message: "another message",
                     awaited: self.awaited(),

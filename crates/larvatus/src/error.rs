@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use larvatus_proto::commit::{LeafId, OpenError};
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::LayerId;
 use larvatus_proto::receipt::{PublicKey, ReceiptError};
@@ -52,6 +53,19 @@ pub enum WorkerMisbehaved {
         image: usize,
         /// The first such output.
         output: usize,
+    },
+    /// What it opened is not what its root commits to, or not what was asked for.
+    #[error("its opening does not prove what it committed to: {0}")]
+    Opening(OpenError),
+    /// It committed to another answer than the one it had sent.
+    #[error(
+        "layer {layer}: what it committed to as leaf {leaf} is not the answer that it had sent"
+    )]
+    OtherAnswer {
+        /// Which layer.
+        layer: LayerId,
+        /// The leaf: which call of the inference, and which part of its answer.
+        leaf: LeafId,
     },
     /// An answer names a call that was never made.
     #[error("an answer to call {call}, which was never made ({made} were)")]
@@ -105,8 +119,10 @@ impl WorkerMisbehaved {
         match self {
             Self::ProductMismatch { layer, .. }
             | Self::NotCanonical { layer, .. }
-            | Self::BeyondRounding { layer, .. } => Some(*layer),
-            Self::AnswerLength { .. }
+            | Self::BeyondRounding { layer, .. }
+            | Self::OtherAnswer { layer, .. } => Some(*layer),
+            Self::Opening(_)
+            | Self::AnswerLength { .. }
             | Self::UnknownCall { .. }
             | Self::OtherModel { .. }
             | Self::BeyondModel { .. }
@@ -124,6 +140,8 @@ impl WorkerMisbehaved {
             Self::NotCanonical { .. } => "not-canonical",
             Self::AnswerLength { .. } => "answer-length",
             Self::BeyondRounding { .. } => "beyond-rounding",
+            Self::Opening(_) => "opening",
+            Self::OtherAnswer { .. } => "other-answer",
             Self::UnknownCall { .. } => "unknown-call",
             Self::OtherModel { .. } => "other-model",
             Self::BeyondModel { .. } => "beyond-model",

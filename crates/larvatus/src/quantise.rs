@@ -59,9 +59,16 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
     let limit = ((1_i32 << (bits - 1)) - 1) as f32;
     let channels = Channels::of(shape);
     let mut peaks = vec![0.0_f32; channels.count];
-    for (ix, w) in weights.iter().enumerate() {
-        let peak = &mut peaks[channels.of_weight(ix)];
-        *peak = peak.max(w.abs());
+    for (run, whose) in channels.runs(weights) {
+        match whose {
+            Run::One(channel) => {
+                peaks[channel] = run.iter().fold(0.0, |peak: f32, w| peak.max(w.abs()));
+            }
+            Run::Each(first) => {
+                let peaks = peaks[first..].iter_mut().zip(run);
+                peaks.for_each(|(peak, w)| *peak = peak.max(w.abs()));
+            }
+        }
     }
     // A subnormal peak counts as zero, so that every scale and its inverse are normal.
     let scales: Vec<f32> = peaks
@@ -75,19 +82,23 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
             }
         })
         .collect();
-    let steps: Vec<i32> = weights
-        .iter()
-        .enumerate()
-        .map(|(ix, w)| match scales[channels.of_weight(ix)] {
-            0.0 => 0,
-            scale => {
-                // Adding and taking away 1.5·2²³ rounds to even, without a call for each weight.
-                let steps = (*w / scale + ROUND) - ROUND;
-                steps.clamp(-limit, limit) as i32
+    let step = |w: f32, scale: f32| {
+        // Adding and taking away 1.5·2²³ rounds to even, without a call for each weight.
+        let steps = (w / scale + ROUND) - ROUND;
+        let steps = steps.clamp(-limit, limit) as i32;
+        if scale == 0.0 { 0 } else { steps }
+    };
+    let mut planes = Planes::new(bits, weights.len());
+    for (run, whose) in channels.runs(weights) {
+        match whose {
+            Run::One(channel) => planes.push(run.iter().map(|w| step(*w, scales[channel]))),
+            Run::Each(first) => {
+                let each = run.iter().zip(&scales[first..]);
+                planes.push(each.map(|(w, scale)| step(*w, *scale)));
             }
-        })
-        .collect();
-    let weights = planes(&steps, bits)?;
+        }
+    }
+    let weights = planes.finish()?;
     let size = |err: ShapeError| StaysLocal::Size {
         problem: err.to_string(),
     };
@@ -108,44 +119,60 @@ fn with_bits(shape: &Shape, weights: &[f32], bits: u32) -> Result<Quantised, Sta
     })
 }
 
-fn planes(steps: &[i32], bits: u32) -> Result<Weights, StaysLocal> {
-    let byte = |step: i32| {
-        i8::try_from(step).map_err(|_| StaysLocal::Size {
-            problem: "a weight beyond int8".into(),
+/// Steps on their way to planes.
+struct Planes {
+    low: Vec<i8>,
+    /// Where the weights are wide.
+    high: Option<Vec<i8>>,
+}
+
+impl Planes {
+    fn new(bits: u32, count: usize) -> Self {
+        Self {
+            low: Vec::with_capacity(count),
+            high: (bits > 8).then(|| Vec::with_capacity(count)),
+        }
+    }
+
+    /// Adds steps that fit the bits.
+    fn push(&mut self, steps: impl Iterator<Item = i32>) {
+        let Some(high) = &mut self.high else {
+            self.low.extend(steps.map(|step| step as i8));
+            return;
+        };
+        for step in steps {
+            // Balanced halves: low in [−32, 31], so high stays in [−32, 32].
+            let half = 1 << (WIDE_SHIFT - 1);
+            let low = ((step + half) & ((1 << WIDE_SHIFT) - 1)) - half;
+            self.low.push(low as i8);
+            high.push(((step - low) >> WIDE_SHIFT) as i8);
+        }
+    }
+
+    fn finish(self) -> Result<Weights, StaysLocal> {
+        let shift = self.high.as_ref().map_or(0, |_| WIDE_SHIFT);
+        let planes = [Some(self.low), self.high].into_iter().flatten().collect();
+        Weights::new(planes, shift).map_err(|err| StaysLocal::Size {
+            problem: err.to_string(),
         })
-    };
-    let whole = |step: &i32| byte(*step);
-    // Balanced halves: low in [−32, 31], so high stays in [−32, 32].
-    let low = |step: &i32| {
-        ((step + (1 << (WIDE_SHIFT - 1))) & ((1 << WIDE_SHIFT) - 1)) - (1 << (WIDE_SHIFT - 1))
-    };
-    let planes = if bits <= 8 {
-        vec![steps.iter().map(whole).collect::<Result<_, _>>()?]
-    } else {
-        vec![
-            steps
-                .iter()
-                .map(|step| byte(low(step)))
-                .collect::<Result<_, _>>()?,
-            steps
-                .iter()
-                .map(|step| byte((step - low(step)) >> WIDE_SHIFT))
-                .collect::<Result<_, _>>()?,
-        ]
-    };
-    let shift = if bits <= 8 { 0 } else { WIDE_SHIFT };
-    Weights::new(planes, shift).map_err(|err| StaysLocal::Size {
-        problem: err.to_string(),
-    })
+    }
 }
 
 /// Which output channel a weight belongs to.
 pub(crate) struct Channels {
     count: usize,
-    /// Weights of one channel that lie side by side (planar), or 0 (tokens).
+    /// Weights that lie side by side and are of one channel, or one of each of so many channels.
     run: usize,
-    columns: usize,
-    group: usize,
+    /// Runs that are of the same channels; 0 where a run is of one channel.
+    rows: usize,
+}
+
+/// Whose weights a run has.
+enum Run {
+    /// This channel's.
+    One(usize),
+    /// One of each channel from this one on.
+    Each(usize),
 }
 
 impl Channels {
@@ -154,23 +181,34 @@ impl Channels {
             Shape::Conv(conv) => Self {
                 count: conv.out_channels,
                 run: shape.weights() / conv.out_channels,
-                columns: 0,
-                group: 0,
+                rows: 0,
             },
             Shape::MatMul(matmul) => Self {
                 count: matmul.groups * matmul.columns,
-                run: 0,
-                columns: matmul.columns,
-                group: matmul.inner * matmul.columns,
+                run: matmul.columns,
+                rows: matmul.inner,
             },
         }
     }
 
     pub(crate) fn of_weight(&self, ix: usize) -> usize {
-        match self.run {
-            0 => ix / self.group * self.columns + ix % self.columns,
-            run => ix / run,
+        match self.whose(ix / self.run) {
+            Run::One(channel) => channel,
+            Run::Each(first) => first + ix % self.run,
         }
+    }
+
+    fn whose(&self, run: usize) -> Run {
+        match self.rows {
+            0 => Run::One(run),
+            rows => Run::Each(run / rows * self.run),
+        }
+    }
+
+    /// All runs, with whose weights they have.
+    fn runs<'a>(&self, weights: &'a [f32]) -> impl Iterator<Item = (&'a [f32], Run)> {
+        let runs = weights.chunks_exact(self.run.max(1)).enumerate();
+        runs.map(|(ix, run)| (run, self.whose(ix)))
     }
 }
 
@@ -192,14 +230,16 @@ mod tests {
     #[test]
     fn int8_reaches_both_ends_and_rounds_to_even() {
         let q = quantise(&token(4, 1), &[127.0, -127.0, 0.5, 1.5], WeightBits::Int8).expect("fits");
-        assert_eq!(q.weights.planes()[0], [127, -127, 0, 2]);
+        assert_eq!(*q.weights.planes()[0], [127, -127, 0, 2]);
         assert_eq!((q.scales[0], q.bits), (1.0, 8));
     }
 
     #[test]
     fn wide_planes_add_up_to_the_steps() {
         for step in -2047_i32..=2047 {
-            let weights = planes(&[step], 12).expect("two planes");
+            let mut planes = Planes::new(12, 1);
+            planes.push([step].into_iter());
+            let weights = planes.finish().expect("two planes");
             let [low, high] = weights.planes() else {
                 panic!("two planes")
             };

@@ -409,7 +409,9 @@ impl Session {
                 self.start_waiting(now);
                 Ok(())
             }
-            Heard::Answer { call, words } => self.answer(line, call, words, now),
+            // These programs commit to nothing, so nothing comes with a root or is opened.
+            Heard::Answer { call, words, .. } => self.answer(line, call, words, now),
+            Heard::Opened { .. } => Ok(self.lines[line].conversation.unasked()?),
         }
     }
 

@@ -17,6 +17,7 @@ mod opening;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use crate::digest::Digest;
 use opening::climb;
@@ -346,7 +347,9 @@ pub struct LeafDigest {
 impl LeafDigest {
     /// The digest of a leaf that holds these bytes.
     pub fn of(leaf: LeafId, bytes: &[u8]) -> Self {
-        let mut hasher = Domains::new().leaf;
+        // Deriving a domain costs as much as hashing a few hundred bytes.
+        static DOMAINS: LazyLock<Domains> = LazyLock::new(Domains::new);
+        let mut hasher = DOMAINS.leaf.clone();
         hasher.update(bytes);
         Self {
             leaf,

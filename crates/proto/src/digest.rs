@@ -1,10 +1,13 @@
 //! BLAKE3 digests, one domain per kind of thing.
 
 use std::fmt;
+use std::io::{self, Read};
 
 /// A BLAKE3 digest of something both sides can recompute.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
+
+const FILE: &str = "larvatus 2026 model file v1";
 
 impl Digest {
     /// Digest of a program with its weights: the address of an upload.
@@ -24,7 +27,15 @@ impl Digest {
 
     /// Digest of a model file as its owner received it.
     pub fn of_file(bytes: &[u8]) -> Self {
-        Self::derive("larvatus 2026 model file v1", bytes)
+        Self::derive(FILE, bytes)
+    }
+
+    /// The same, taken while the file is read.
+    pub fn while_read<R: Read>(file: R) -> FileDigest<R> {
+        FileDigest {
+            file,
+            hasher: blake3::Hasher::new_derive_key(FILE),
+        }
     }
 
     /// What a device commits to when it pairs: both keys and its nonce.
@@ -41,6 +52,28 @@ impl Digest {
         let mut hasher = blake3::Hasher::new_derive_key(domain);
         hasher.update(bytes);
         Self(*hasher.finalize().as_bytes())
+    }
+}
+
+/// A file on its way to somebody who reads it.
+#[derive(Debug)]
+pub struct FileDigest<R> {
+    file: R,
+    hasher: blake3::Hasher,
+}
+
+impl<R> FileDigest<R> {
+    /// The digest of what was read so far.
+    pub fn finish(self) -> Digest {
+        Digest(*self.hasher.finalize().as_bytes())
+    }
+}
+
+impl<R: Read> Read for FileDigest<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(into)?;
+        self.hasher.update(into.get(..count).unwrap_or_default());
+        Ok(count)
     }
 }
 

@@ -10,6 +10,9 @@
 //! i of the stream (ticket, n, mask) under the seed as key, see [`larvatus_kernels::keystream`].
 //! Uploads are numbered through the whole program, see [`Program::first_upload`].
 //!
+//! A program may say that its answers are committed to. The answer of an inference's last round then brings a root
+//! (`Committed`), and leaves under it are shown later to who asks on the same connection (`Show`).
+//!
 //! A worker may hold a whole graph instead of a program: it is offered as such (`OfferGraph`), uploaded alike, run on an
 //! input in clear (`Run`), and its trace opened later (`Open`). Input and output travel as the bytes that are committed to,
 //! filled up with zeros to whole words.
@@ -20,13 +23,13 @@ mod parts;
 
 use std::fmt;
 
-use crate::commit::Root;
+use crate::commit::{LeafId, Root};
 use crate::digest::Digest;
 use crate::order::Summons;
 use crate::receipt::{CLAIM, Claim, PublicKey, SIGNATURE};
 use crate::wire::{DecodeError, Reader, Writer};
 use crate::words::Words;
-use parts::{hello, leaves, no_payload, printable, signature};
+use parts::{hello, leaves, no_payload, places, printable, signature};
 pub use parts::{pack, unpack};
 
 /// Bytes of a frame's header.
@@ -202,6 +205,15 @@ pub enum Request {
         /// The trusted side's signature of it.
         signature: [u8; SIGNATURE],
     },
+    /// Asks for leaves of what was committed to in this connection.
+    Show {
+        /// Number of the question; counted apart from calls.
+        number: u64,
+        /// The commitment.
+        root: Root,
+        /// The leaves, in strictly increasing order.
+        leaves: Vec<LeafId>,
+    },
     /// Ends the conversation.
     Bye,
 }
@@ -268,6 +280,15 @@ pub enum Reply {
         /// The claimed values.
         words: Words,
     },
+    /// The answers of an inference's last round, and what commits to those of all its rounds.
+    Committed {
+        /// Number of the call.
+        call: u64,
+        /// The commitment to the answers of all rounds, this one included.
+        root: Root,
+        /// The claimed values.
+        words: Words,
+    },
     /// The worker holds the graph, is ready for runs and signs with this key.
     Signs {
         /// The graph it holds.
@@ -286,7 +307,7 @@ pub enum Reply {
     },
     /// Leaves of a trace, as an encoded opening.
     Opened {
-        /// Number of the call.
+        /// Number of the call or question.
         call: u64,
         /// An [`Opening`](crate::commit::Opening), if the worker is honest.
         bytes: Vec<u8>,
@@ -310,6 +331,7 @@ mod kind {
     pub(super) const OFFER_GRAPH: u8 = 7;
     pub(super) const RUN: u8 = 8;
     pub(super) const OPEN: u8 = 9;
+    pub(super) const SHOW: u8 = 10;
     pub(super) const WELCOME: u8 = 65;
     pub(super) const WANT: u8 = 66;
     pub(super) const READY: u8 = 67;
@@ -318,6 +340,7 @@ mod kind {
     pub(super) const SIGNS: u8 = 70;
     pub(super) const RAN: u8 = 71;
     pub(super) const OPENED: u8 = 72;
+    pub(super) const COMMITTED: u8 = 73;
 }
 
 impl Request {
@@ -385,12 +408,17 @@ impl Request {
                     .count(summons.asked.len())
                     .count(summons.known.len())
                     .bytes(&signature);
-                let leaves = summons.asked.iter().chain(&summons.known);
-                payload = leaves
-                    .flat_map(|leaf| [leaf.tensor, leaf.leaf])
-                    .collect::<Vec<_>>()
-                    .into();
+                payload = places(summons.asked.iter().chain(&summons.known));
                 kind::OPEN
+            }
+            Self::Show {
+                number,
+                root,
+                leaves,
+            } => {
+                head.u64(number).bytes(&root.0.0).count(leaves.len());
+                payload = places(&leaves);
+                kind::SHOW
             }
             Self::Bye => kind::BYE,
         };
@@ -473,6 +501,16 @@ impl Request {
                     signature,
                 });
             }
+            kind::SHOW => {
+                let (number, root) = (reader.u64()?, Root(reader.digest()?));
+                let count = reader.count("leaves to show", MAX_OPENED)?;
+                reader.finish()?;
+                return Ok(Self::Show {
+                    number,
+                    root,
+                    leaves: leaves(words, count)?,
+                });
+            }
             kind::BYE => Self::Bye,
             tag => {
                 return Err(DecodeError::UnknownTag {
@@ -509,6 +547,11 @@ impl Reply {
                 head.u64(call);
                 payload = words;
                 kind::ANSWER
+            }
+            Self::Committed { call, root, words } => {
+                head.u64(call).bytes(&root.0.0);
+                payload = words;
+                kind::COMMITTED
             }
             Self::Signs { model, key } => {
                 head.bytes(&model.0).bytes(&key.0);
@@ -564,6 +607,11 @@ impl Reply {
                 let call = reader.u64()?;
                 reader.finish()?;
                 return Ok(Self::Answer { call, words });
+            }
+            kind::COMMITTED => {
+                let (call, root) = (reader.u64()?, Root(reader.digest()?));
+                reader.finish()?;
+                return Ok(Self::Committed { call, root, words });
             }
             kind::SIGNS => Self::Signs {
                 model: reader.digest()?,

@@ -30,4 +30,4 @@ pub mod wire;
 pub mod words;
 
 /// The protocol's version; both sides must speak the same one.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;

@@ -5,6 +5,7 @@ mod model;
 use larvatus_kernels::float;
 use larvatus_kernels::linear::{Conv, MatMul, Shape, ShapeError};
 
+use crate::commit::{CommitError, Layout};
 use crate::wire::{DecodeError, Reader, Writer};
 
 pub use model::WorkerModel;
@@ -132,6 +133,8 @@ pub struct Round {
 pub struct Program {
     form: Form,
     held: Held,
+    /// Whether the answers of an inference are committed to; with floats only.
+    commits: bool,
     layers: Vec<LayerSpec>,
     rounds: Vec<Round>,
     largest_request: usize,
@@ -170,6 +173,7 @@ impl Program {
         let mut program = Self {
             form,
             held: Held::Planes,
+            commits: false,
             layers,
             rounds,
             largest_request: 0,
@@ -192,6 +196,7 @@ impl Program {
     pub fn with_held(&self, held: Held) -> Self {
         let mut program = Self {
             held,
+            commits: self.commits && held == Held::Floats,
             ..self.clone()
         };
         if held != Held::Planes {
@@ -200,6 +205,33 @@ impl Program {
             }
         }
         program
+    }
+
+    /// The same program in floats for a worker that commits to the answers of every inference: the rounds of one are
+    /// called in order on one connection, and the answer of the last brings the root of the trace that
+    /// [`answers`](Self::answers) lays out.
+    #[must_use]
+    pub fn committing(&self) -> Self {
+        Self {
+            commits: true,
+            ..self.with_held(Held::Floats)
+        }
+    }
+
+    /// Whether answers are committed to.
+    pub fn commits(&self) -> bool {
+        self.commits
+    }
+
+    /// What is committed to of one inference: the answers of all calls as little-endian words, one tensor each, in the order of
+    /// rounds and of calls within them.
+    ///
+    /// # Errors
+    /// [`CommitError`] where there are no answers, an empty one, or more than a trace may have.
+    pub fn answers(&self) -> Result<Layout, CommitError> {
+        let calls = self.rounds.iter().flat_map(|round| &round.calls);
+        let layers = calls.filter_map(|call| self.layer(call.layer));
+        Layout::new(layers.map(|layer| 4 * layer.outputs() as u64).collect())
     }
 
     fn check_round(&self, round: &Round) -> Result<(), DecodeError> {
@@ -334,11 +366,12 @@ impl Program {
             Form::Words => WORDS,
             Form::Halves => HALVES,
         });
-        out.u8(match self.held {
-            Held::Planes => PLANES,
-            Held::Words => SHARE,
-            Held::Seed => SEEDED,
-            Held::Floats => FLOATS,
+        out.u8(match (self.held, self.commits) {
+            (Held::Planes, _) => PLANES,
+            (Held::Words, _) => SHARE,
+            (Held::Seed, _) => SEEDED,
+            (Held::Floats, false) => FLOATS,
+            (Held::Floats, true) => COMMITTED,
         });
         out.count(self.layers.len());
         for layer in &self.layers {
@@ -375,11 +408,12 @@ impl Program {
                 });
             }
         };
-        let held = match reader.u8()? {
-            PLANES => Held::Planes,
-            SHARE => Held::Words,
-            SEEDED => Held::Seed,
-            FLOATS => Held::Floats,
+        let (held, commits) = match reader.u8()? {
+            PLANES => (Held::Planes, false),
+            SHARE => (Held::Words, false),
+            SEEDED => (Held::Seed, false),
+            FLOATS => (Held::Floats, false),
+            COMMITTED => (Held::Floats, true),
             tag => {
                 return Err(DecodeError::UnknownTag {
                     what: "way to give weights",
@@ -413,7 +447,7 @@ impl Program {
                 got: u64::from(HALVES),
             });
         }
-        Ok(shared)
+        Ok(Self { commits, ..shared })
     }
 }
 
@@ -445,6 +479,7 @@ const PLANES: u8 = 1;
 const SHARE: u8 = 2;
 const SEEDED: u8 = 3;
 const FLOATS: u8 = 4;
+const COMMITTED: u8 = 5;
 const CONV: u8 = 1;
 const MATMUL: u8 = 2;
 

@@ -5,7 +5,7 @@
 //! | `AwaitHello` | a hello | welcome |
 //! | `AwaitOffer` | an offer | want or ready |
 //! | `AwaitChunks` | the bytes of an upload | ready when complete, want when out of order |
-//! | `AwaitCalls` | calls, or deals where it is a dealer's | an answer to each, in order |
+//! | `AwaitCalls` | calls, or deals where it is a dealer's; leaves of what was committed to | an answer to each, in order |
 //! | `AwaitRuns` | runs of a whole graph, and openings of their traces | what each asks for, in order |
 //! | `Over` | nothing | |
 //!
@@ -22,6 +22,7 @@
 //! batch may have (`queue`). So a peer that does not read makes the worker hold the answers of one batch, and
 //! of its calls no more than [`Limits::calls`](crate::Limits::calls).
 
+mod answers;
 mod deal;
 mod states;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 use larvatus_graph::GraphError;
 use larvatus_proto::VERSION;
-use larvatus_proto::commit::{CommitError, Root};
+use larvatus_proto::commit::{CommitError, LeafId, Opening, Root};
 use larvatus_proto::frame::{
     BUSY, CHUNK, Frame, FrameLimits, MAX_HEAD, MAX_OPENING, Reply, Request,
 };
@@ -47,6 +48,7 @@ use crate::backend::BackendError;
 use crate::limits::TooMuch;
 use crate::queue::{Answer, Input};
 use crate::store::{Model, Store, StoreError};
+use answers::Answers;
 use deal::Pads;
 use states::{AwaitHello, Kind, Offer, Over, State};
 use whole::Whole;
@@ -157,6 +159,24 @@ pub enum Refused {
     /// Leaves that the trace does not have.
     #[error("the summons is refused: {0}")]
     Summons(#[source] CommitError),
+    /// A round out of turn, where the answers of an inference are committed to together.
+    #[error(
+        "round {round} is not the next; this program's rounds are called in order, since their answers are committed to"
+    )]
+    Turn {
+        /// The round asked for.
+        round: u32,
+    },
+    /// An inference with larger answers than a connection's part of what is kept.
+    #[error(
+        "answers of {got} bytes to commit to, a connection may keep {limit}; a worker with more --trace-memory can"
+    )]
+    Kept {
+        /// The worker's limit.
+        limit: u64,
+        /// Bytes of one inference's answers.
+        got: u64,
+    },
     /// An opening larger than one may be.
     #[error("an opening of {got} bytes, {MAX_OPENING} are the most; ask several times")]
     Opening {
@@ -213,6 +233,8 @@ struct Context {
     outbox: VecDeque<Pending>,
     /// Where answers are written.
     memory: Arc<dyn Memory>,
+    /// What this connection has committed to.
+    answers: Answers,
 }
 
 /// Something to send.
@@ -233,10 +255,18 @@ enum Pending {
     },
     /// A run of a whole graph, or an opening of its trace.
     Whole(Box<Whole>),
-    /// A call that was computed together with one before it.
+    /// A call that was computed, perhaps together with one before it.
     Answer {
+        model: Arc<Model>,
         call: u64,
+        round: u32,
         answer: Answer,
+    },
+    /// Leaves of what was committed to.
+    Show {
+        number: u64,
+        root: Root,
+        leaves: Vec<LeafId>,
     },
 }
 
@@ -266,7 +296,8 @@ impl Pending {
             | Self::Deal { .. }
             | Self::Reply(_)
             | Self::Whole(_)
-            | Self::Answer { .. } => None,
+            | Self::Answer { .. }
+            | Self::Show { .. } => None,
         }
     }
 }
@@ -325,7 +356,8 @@ impl Context {
             Pending::Deal { .. }
             | Pending::Reply(_)
             | Pending::Whole(_)
-            | Pending::Answer { .. } => 0,
+            | Pending::Answer { .. }
+            | Pending::Show { .. } => 0,
         });
         words.sum()
     }
@@ -336,7 +368,13 @@ impl Context {
             Some(Pending::Call { model, round, .. } | Pending::Deal { model, round, .. }) => {
                 (Arc::clone(model), *round)
             }
-            Some(Pending::Reply(_) | Pending::Whole(_) | Pending::Answer { .. }) | None => return,
+            Some(
+                Pending::Reply(_)
+                | Pending::Whole(_)
+                | Pending::Answer { .. }
+                | Pending::Show { .. },
+            )
+            | None => return,
         };
         let (mut places, mut inputs) = (Vec::new(), Vec::new());
         let waiting = self.outbox.iter_mut().enumerate();
@@ -348,19 +386,59 @@ impl Context {
                     places.push((place, call));
                     inputs.push(input);
                 }
-                Err(why) => self.answered(place, call, Err(why)),
+                Err(why) => self.answered(place, (&model, call, round), Err(why)),
             }
         }
         let answers = model.compute(round, inputs);
         for ((place, call), answer) in places.into_iter().zip(answers) {
-            self.answered(place, call, answer);
+            self.answered(place, (&model, call, round), answer);
         }
     }
 
-    fn answered(&mut self, place: usize, call: u64, answer: Answer) {
+    fn answered(
+        &mut self,
+        place: usize,
+        (model, call, round): (&Arc<Model>, u64, u32),
+        answer: Answer,
+    ) {
         if let Some(pending) = self.outbox.get_mut(place) {
-            *pending = Pending::Answer { call, answer };
+            *pending = Pending::Answer {
+                model: Arc::clone(model),
+                call,
+                round,
+                answer,
+            };
         }
+    }
+
+    /// The reply to a call that was computed.
+    ///
+    /// # Errors
+    /// [`Refused`] where it could not be, or not be committed to.
+    fn reply_to(
+        &mut self,
+        model: &Model,
+        (call, round): (u64, u32),
+        answer: Answer,
+    ) -> Result<Reply, Refused> {
+        let answer = answer.map_err(Refused::Backend)?;
+        let program = model.program();
+        let root = match program.commits() {
+            true => {
+                let of = (model.digest(), program);
+                self.answers.take(of, self.store.limits(), round, &answer)?
+            }
+            false => None,
+        };
+        let mut words = self.memory.words(answer.len());
+        match words.as_slice() {
+            Some(_) => words = answer.into(),
+            None => words.write(0, &answer),
+        }
+        Ok(match root {
+            Some(root) => Reply::Committed { call, root, words },
+            None => Reply::Answer { call, words },
+        })
     }
 }
 
@@ -381,6 +459,7 @@ impl Service {
             role,
             outbox: VecDeque::new(),
             memory: Arc::new(Heap),
+            answers: Answers::default(),
         };
         Self {
             cx,
@@ -446,6 +525,11 @@ impl Service {
                 summons,
                 signature,
             } => state.open(&mut self.cx, call, summons, &signature),
+            Request::Show {
+                number,
+                root,
+                leaves,
+            } => state.show(&mut self.cx, number, root, leaves),
             Request::Chunk { offset, bytes } => state.chunk(&mut self.cx, offset, &bytes),
             Request::Call { call, round, words } => state.call(&mut self.cx, call, round, words),
             Request::Deal {
@@ -521,32 +605,39 @@ impl Machine for Service {
             self.active = now;
         }
         self.cx.compute();
-        let (call, answer) = match self.cx.outbox.pop_front()? {
+        let (call, reply) = match self.cx.outbox.pop_front()? {
             Pending::Reply(reply) => return Some(reply.into_frame()),
-            Pending::Answer { call, answer } => (call, answer),
+            Pending::Answer {
+                model,
+                call,
+                round,
+                answer,
+            } => (call, self.cx.reply_to(&model, (call, round), answer)),
             Pending::Whole(whole) => {
                 self.worked = true;
                 return Some(whole.answer(&self.cx.store).into_frame());
             }
+            Pending::Show {
+                number,
+                root,
+                leaves,
+            } => {
+                let opening = self.cx.answers.open(root, &leaves);
+                let opened = |opening: Opening| Reply::Opened {
+                    call: number,
+                    bytes: opening.encode(),
+                };
+                (number, opening.map(opened))
+            }
             Pending::Call { call, .. } | Pending::Deal { call, .. } => {
-                (call, Err(BackendError::Panicked))
+                (call, Err(Refused::Backend(BackendError::Panicked)))
             }
         };
         self.worked = true;
-        let reply = match answer {
-            Ok(answer) => {
-                let mut words = self.cx.memory.words(answer.len());
-                match words.as_slice() {
-                    Some(_) => words = answer.into(),
-                    None => words.write(0, &answer),
-                }
-                Reply::Answer { call, words }
-            }
-            Err(why) => Reply::Failed {
-                call: Some(call),
-                message: Refused::Backend(why).to_string(),
-            },
-        };
+        let reply = reply.unwrap_or_else(|why| Reply::Failed {
+            call: Some(call),
+            message: why.to_string(),
+        });
         Some(reply.into_frame())
     }
 

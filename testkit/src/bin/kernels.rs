@@ -162,7 +162,7 @@ fn weights(shape: &Shape) -> Weights {
         (state >> 24) as i32 - 128
     };
     let mut weight = || ((0..4).map(|_| byte()).sum::<i32>() / 4) as i8;
-    let plane = (0..shape.weights()).map(|_| weight()).collect();
+    let plane: Vec<i8> = (0..shape.weights()).map(|_| weight()).collect();
     Weights::new(vec![plane], 0).expect("one plane")
 }
 

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use larvatus::exact::{FloatNetwork, LocalTrace, local_work};
-use larvatus::model::{Model, Port};
+use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::Preset;
-use larvatus::tensor::{DatumType, Tensor, from_floats};
+use larvatus::tensor::Tensor;
 use larvatus_host::thread_cpu;
+use larvatus_testkit::inputs::sample;
 
 const RUNS: usize = 11;
 
@@ -88,23 +89,4 @@ fn median(trace: &LocalTrace) -> Result<Duration, Box<dyn std::error::Error>> {
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// Numbers in (−1, 1), or ones.
-fn sample(port: &Port) -> Result<Tensor, Box<dyn std::error::Error>> {
-    let shape = port.shape.as_deref().ok_or("an input without a shape")?;
-    let size: usize = shape.iter().product();
-    let mut state = 1_u32;
-    let values = (0..size).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    });
-    Ok(match port.datum {
-        DatumType::F32 => {
-            from_floats(shape, &values.collect::<Vec<_>>()).ok_or("a shape that does not fit")?
-        }
-        DatumType::I32 => Tensor::from_shape(shape, &vec![1_i32; size])?,
-        DatumType::I64 => Tensor::from_shape(shape, &vec![1_i64; size])?,
-        _ => return Err("an input of another type".into()),
-    })
 }

@@ -13,13 +13,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use larvatus::exact::run_exact;
-use larvatus::model::{Model, Port};
+use larvatus::model::Model;
 use larvatus::plan::Plan;
 use larvatus::policy::Preset;
-use larvatus::tensor::{DatumType, Tensor, from_floats};
+use larvatus::tensor::Tensor;
 use larvatus::whole::Whole;
 use larvatus_graph::{Digester, Prepared, Recorder, UnitId};
+use larvatus_host::process_cpu;
 use larvatus_proto::commit::Opened;
+use larvatus_testkit::inputs::sample;
 
 fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
@@ -206,32 +208,6 @@ fn median<E>(
     Ok((wall[wall.len() / 2], cpu[cpu.len() / 2]))
 }
 
-fn process_cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
-}
-
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// Numbers in (−1, 1), or ones.
-fn sample(port: &Port) -> Result<Tensor, Box<dyn std::error::Error>> {
-    let shape = port.shape.as_deref().ok_or("an input without a shape")?;
-    let size: usize = shape.iter().product();
-    let mut state = 1_u32;
-    let values = (0..size).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    });
-    Ok(match port.datum {
-        DatumType::F32 => {
-            from_floats(shape, &values.collect::<Vec<_>>()).ok_or("a shape that does not fit")?
-        }
-        DatumType::I64 => Tensor::from_shape(shape, &vec![1_i64; size])?,
-        _ => return Err("an input of another type".into()),
-    })
 }

@@ -28,7 +28,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
         args.folder.display()
     );
     let signer = Arc::new(receipt_key(args.receipt_key.as_deref(), "receipt.key")?);
-    let ledger = ledger(&args.folder, signer)?;
+    let ledger = ledger(&args.folder, signer, args.judge.as_deref())?;
     let pending = ledger.pending()?;
     let mut facts = Facts::default();
     if let Some(worker) = args.worker.as_deref().filter(|_| !pending.is_empty()) {

@@ -460,7 +460,7 @@ fn print_memory(rows: &[Row]) {
             bytes(memory.tickets),
             bytes(memory.activations),
             bytes(memory.largest_round),
-            bytes(memory.weights_upload + memory.weights_integers),
+            bytes(memory.weights_integers),
             bytes(memory.weights_engine),
         ]
     };

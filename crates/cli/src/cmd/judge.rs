@@ -1,10 +1,12 @@
 //! `larvatus judge` and `larvatus verify-receipt`: what anybody can see without secrets.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use larvatus::audit::{Evidence, graph_name, read_graph};
+use anyhow::{Context, Result, bail};
+use larvatus::audit::{Evidence, JudgeSecret, graph_name, is_sealed, read_graph};
+use larvatus_host::entropy;
+use larvatus_host::store::{read_key, write_key};
 use larvatus_proto::receipt::{PublicKey, Receipt, Statement};
 use serde_json::json;
 
@@ -15,10 +17,16 @@ use crate::table::bytes;
 
 pub(super) fn judge(args: &Judge) -> Result<Verdict> {
     let started = Instant::now();
-    let worker: PublicKey = args.worker_key.parse()?;
-    let about = || format!("evidence {}", args.evidence.display());
-    let evidence = Evidence::decode(&read(&args.evidence)?).with_context(about)?;
-    let path = graph_path(args, &evidence);
+    if let Some(file) = &args.new_key {
+        return new_key(file, args.json);
+    }
+    let (Some(file), Some(worker)) = (&args.evidence, &args.worker_key) else {
+        bail!("name the evidence and, with --worker-key, the worker's key");
+    };
+    let worker: PublicKey = worker.parse()?;
+    let evidence = evidence(file, args.key.as_deref())?;
+    let beside = || file.with_file_name(graph_name(evidence.model()));
+    let path = args.graph.clone().unwrap_or_else(beside);
     let file = read(&path)?;
     let about = || format!("graph {}", path.display());
     let model = match read_graph(file, evidence.model()) {
@@ -70,10 +78,33 @@ pub(super) fn judge(args: &Judge) -> Result<Verdict> {
     }
 }
 
-/// The graph's file: the one named, or beside the evidence.
-fn graph_path(args: &Judge, evidence: &Evidence) -> PathBuf {
-    let beside = || args.evidence.with_file_name(graph_name(evidence.model()));
-    args.graph.clone().unwrap_or_else(beside)
+/// Makes a judge's key.
+fn new_key(file: &Path, json: bool) -> Result<Verdict> {
+    let seed = entropy()?;
+    let judge = JudgeSecret::new(&seed).public();
+    write_key(file, &seed)?;
+    match json {
+        true => println!("{}", json!({ "judge": judge.to_string() })),
+        false => println!("judge {judge}"),
+    }
+    Ok(Verdict::Accepted)
+}
+
+/// The evidence in a file, opened with the judge's key where it is sealed.
+fn evidence(file: &Path, key: Option<&Path>) -> Result<Evidence> {
+    let (bytes, name) = (read(file)?, file.display());
+    match (is_sealed(&bytes), key) {
+        (false, None) => Evidence::decode(&bytes).with_context(|| format!("{name} is no evidence")),
+        (false, Some(_)) => bail!("evidence {name} is not sealed; leave --key out"),
+        (true, None) => {
+            bail!("evidence {name} is sealed to a judge; give the judge's key with --key FILE")
+        }
+        (true, Some(key)) => {
+            let seed = read_key(key)?.with_context(|| format!("no key {}", key.display()))?;
+            let opened = Evidence::unseal(&bytes, &JudgeSecret::new(&seed));
+            opened.with_context(|| format!("evidence {name}"))
+        }
+    }
 }
 
 pub(super) fn verify_receipt(args: &VerifyReceipt) -> Result<Verdict> {

@@ -3,12 +3,17 @@
 mod audit;
 mod bench;
 mod calibrate;
+mod client;
 mod discover;
+mod evidence;
 mod judge;
 mod pair;
 mod plan;
 mod provision;
+pub(crate) mod release;
 mod run;
+pub(crate) mod seal;
+mod serve;
 mod worker;
 
 use std::path::Path;
@@ -21,7 +26,7 @@ use larvatus::model::linear::StaysLocal;
 use larvatus::plan::{Kept, Plan, Rates};
 use larvatus::policy::{Integrity, Policy, Preset};
 
-use crate::args::{Args, Command, Dealing, Job};
+use crate::args::{Args, Command, Dealing, Inference, Job};
 use crate::{Verdict, known, parties};
 
 pub(crate) fn run(args: Args) -> Result<Verdict> {
@@ -35,6 +40,14 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
+        Command::Serve(mut args) => {
+            let Inference {
+                worker, identity, ..
+            } = &mut *args;
+            known::resolve(worker, identity)?;
+            serve::run(&args)
+        }
+        Command::Client(args) => client::run(&args),
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {
@@ -60,6 +73,8 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
         }
         Command::Pair(args) => pair::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::Seal(args) => seal::run(&args),
+        Command::Release(args) => release::run(&args),
     }
 }
 
@@ -70,9 +85,7 @@ pub(crate) fn load(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Model
         "model {} is a folder; give the ONNX file in it",
         path.display()
     );
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read model {}", path.display()))?;
-    Model::load(&bytes, shapes).with_context(|| format!("model {}", path.display()))
+    Model::open(path, shapes).with_context(|| format!("model {}", path.display()))
 }
 
 /// A job's policy, under the name that reports give it.
@@ -146,10 +159,7 @@ pub(crate) fn floats(job: &Job) -> Result<Option<Demand>> {
     if job.policy.is_some() {
         return Ok(None);
     }
-    ensure!(
-        job.rates.is_none() && !job.fresh_check,
-        "--rates and --fresh-check are not for {preset}"
-    );
+    ensure!(!job.fresh_check, "--fresh-check is not for {preset}");
     let times = |what, times| {
         Times::new(times)
             .with_context(|| format!("{what} {times}: a power of two from 2 to 8388608 is wanted"))

@@ -82,15 +82,7 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
                 "trusted_ms": estimate.trusted_ms,
                 "gain": estimate.gain(),
             },
-            "predicted": forecast.as_ref().map(|forecast| json!({
-                "latency_p50_ms": forecast.latency_ms(),
-                "segments_ms": forecast.segments_ms,
-                "passes_ms": estimate.passes_ms,
-                "link_ms": estimate.link_ms,
-                "worker_ms": estimate.worker_ms,
-                "trusted_cpu_ms": forecast.cpu_ms(),
-                "local_ms": forecast.local_ms,
-            })),
+            "predicted": forecast.as_ref().map(Forecast::json),
             "nothing_pays": nothing_pays(&plan),
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -147,11 +139,8 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     }
     if nothing_pays(&plan) {
         println!("nothing pays: run it locally");
-    } else if let Some(forecast) = forecast.filter(|forecast| !forecast.pays()) {
-        println!(
-            "run it locally: that takes {:.1} ms and as much CPU",
-            forecast.local_ms
-        );
+    } else if let Some(advice) = forecast.as_ref().and_then(Forecast::advice) {
+        println!("{advice}");
     }
     Ok(Verdict::Accepted)
 }
@@ -163,6 +152,14 @@ fn whole(args: &Args, named: &Named, model: &Model) -> Result<Verdict> {
     let terms = Terms::new(whole.model().clone(), fraction)?;
     let graph = whole.model().graph();
     let units = graph.unit_count();
+    let forecast = match args.job.rates {
+        Some(_) => Some(Forecast::whole(
+            model,
+            &plan(model, &named.policy)?,
+            &whole,
+        )?),
+        None => None,
+    };
     if args.json {
         let report = json!({
             "model": model.digest().to_string(),
@@ -181,6 +178,7 @@ fn whole(args: &Args, named: &Named, model: &Model) -> Result<Verdict> {
             "weight_privacy": "none",
             "round_trips": 1,
             "guarantee": terms.sentence(),
+            "predicted": forecast.as_ref().map(Forecast::json),
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(Verdict::Accepted);
@@ -197,7 +195,18 @@ fn whole(args: &Args, named: &Named, model: &Model) -> Result<Verdict> {
         terms.alpha()
     );
     println!("guarantee: {}", terms.sentence());
+    tell(forecast.as_ref());
     Ok(Verdict::Accepted)
+}
+
+/// Says what is predicted, and what to do about it.
+fn tell(forecast: Option<&Forecast>) {
+    if let Some(forecast) = forecast {
+        forecast.print();
+        if let Some(advice) = forecast.advice() {
+            println!("{advice}");
+        }
+    }
 }
 
 /// The layers as a table.
@@ -241,6 +250,9 @@ fn print_rows(rows: &[Row]) {
 /// Local work is timed so often; the fastest counts.
 const TIMES: usize = 3;
 
+/// Nanoseconds to commit to one byte of a trace, measured on one core with AVX-512; see docs/verisplit.md.
+const HASH_NS: f64 = 0.16;
+
 /// What an inference is expected to take: rates for the layers that go, and a stopwatch for the
 /// work that stays.
 struct Forecast {
@@ -269,13 +281,70 @@ impl Forecast {
         })
     }
 
-    fn latency_ms(&self) -> f64 {
-        self.segments_ms + self.estimate.away_ms()
+    /// A whole network at the worker: one round trip with input and output, then what stays with other presets is computed
+    /// there, too, as slowly as here.
+    fn whole(model: &Model, layers: &Arc<Plan>, whole: &Whole) -> Result<Self> {
+        let Self {
+            estimate,
+            segments_ms,
+            local_ms,
+            ..
+        } = Self::new(model, layers)?;
+        let link = layers.policy().rates.link;
+        let graph = whole.model().graph();
+        let bytes = |tensor: usize| graph.tensors()[tensor].bytes() as f64;
+        let up: f64 = (0..graph.inputs().len()).map(bytes).sum();
+        let outputs = graph.outputs().iter();
+        let down: f64 = outputs.map(|out| bytes(out.tensor.0 as usize)).sum();
+        let link_ns = up * link.up_ns + down * link.down_ns;
+        let estimate = Estimate {
+            local_ms: estimate.local_ms,
+            trusted_ms: 0.0,
+            passes_ms: 0.0,
+            link_ms: link.round_trip_us / 1e3 + link_ns / 1e6,
+            worker_ms: estimate.worker_ms
+                + segments_ms
+                + graph.trace_bytes() as f64 * HASH_NS / 1e6,
+        };
+        Ok(Self {
+            estimate,
+            round_trips: 1,
+            segments_ms: 0.0,
+            local_ms,
+        })
     }
 
-    /// Whether time or processor time here is saved.
-    fn pays(&self) -> bool {
-        self.latency_ms() < self.local_ms || self.cpu_ms() < self.local_ms
+    /// What to do, where sending it away takes longer than running it here.
+    fn advice(&self) -> Option<String> {
+        let (latency, local) = (self.latency_ms(), self.local_ms);
+        if latency < local {
+            return None;
+        }
+        let cpu = self.cpu_ms();
+        Some(match cpu < local {
+            true => format!(
+                "run it locally: that takes {local:.1} ms; sending it away is slower, though it leaves {:.1} ms of CPU here",
+                local - cpu
+            ),
+            false => format!("run it locally: that takes {local:.1} ms and as much CPU"),
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "latency_p50_ms": self.latency_ms(),
+            "segments_ms": self.segments_ms,
+            "passes_ms": self.estimate.passes_ms,
+            "link_ms": self.estimate.link_ms,
+            "worker_ms": self.estimate.worker_ms,
+            "trusted_cpu_ms": self.cpu_ms(),
+            "local_ms": self.local_ms,
+            "run_locally": self.advice().is_some(),
+        })
+    }
+
+    fn latency_ms(&self) -> f64 {
+        self.segments_ms + self.estimate.away_ms()
     }
 
     fn cpu_ms(&self) -> f64 {

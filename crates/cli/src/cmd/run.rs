@@ -21,15 +21,15 @@ use crate::driver::{Lie, Manner, Outcome, Rescue, drive, millis, next_here};
 use crate::feed::{Camera, Feed, Kept};
 use crate::memory::Memory;
 use crate::parties::Parties;
-use crate::report::{AuditField, Bytes, Cpu, Frames, Report, Single, Tickets, VerdictField};
+use crate::report::{Bytes, Cpu, Frames, Report, Single, Tickets, VerdictField};
 use crate::spawn::OwnWorker;
 use crate::store;
-use crate::table::{bytes, table};
 use crate::tickets::Sources;
 use crate::{input, output};
 
 mod dump;
 mod in_floats;
+mod print;
 mod whole;
 
 /// Everything a run yields, whoever computed it.
@@ -70,10 +70,6 @@ pub(super) fn run(args: &Args) -> Result<Verdict> {
     let camera = camera(args)?;
     let outputs = model.outputs().to_vec();
     if named.preset == Some(Preset::WholeAudited) {
-        ensure!(
-            camera.is_none() && args.deadline.is_none() && !args.finish_locally,
-            "--frames, --deadline and --finish-locally are for presets that send layers"
-        );
         let names = Names {
             inputs: names,
             outputs,
@@ -251,8 +247,8 @@ fn finish(args: &Args, mut report: Report, results: Results, names: &Names) -> R
         output::write_npz(path, &names.outputs, &results.tensors)?;
     }
     if !args.json {
-        print_results(&singles, &results.tensors, &names.outputs);
-        print_costs(&report, singles.len());
+        print::results(&singles, &results.tensors, &names.outputs);
+        print::costs(&report, singles.len());
     }
     if singles.len() > 1 {
         report.inferences = singles;
@@ -359,6 +355,15 @@ fn camera(args: &Args) -> Result<Option<Camera>> {
     }))
 }
 
+/// How long workers are waited for, all of them together, where that is said.
+fn deadline(args: &Args) -> Result<Option<Duration>> {
+    match args.deadline.map(Duration::try_from_secs_f64) {
+        None => Ok(None),
+        Some(Ok(deadline)) => Ok(Some(deadline)),
+        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
+    }
+}
+
 fn local(model: &Model, inputs: &[Vec<Tensor>], camera: Option<Camera>) -> Result<Results> {
     let network = FloatNetwork::new(model)?;
     here(inputs, camera, |input, _| Ok(network.run(input)?))
@@ -450,11 +455,7 @@ fn split(
         true => &args.worker,
         false => &started,
     };
-    let deadline = match args.deadline.map(Duration::try_from_secs_f64) {
-        None => None,
-        Some(Ok(deadline)) => Some(deadline),
-        Some(Err(_)) => bail!("--deadline must be a number of seconds"),
-    };
+    let deadline = deadline(args)?;
     let manner = Manner {
         settings: &settings,
         show: !args.json,
@@ -518,28 +519,10 @@ fn from_outcome(outcome: Outcome) -> (Results, Option<Lie>) {
 
 fn local_report(model: &Model, preset: &str) -> Report {
     Report {
-        model: model.digest().to_string(),
-        plan: String::new(),
-        preset: preset.to_owned(),
-        verdict: VerdictField::Accepted("accepted"),
-        soundness_bits: 0.0,
         input_privacy: "local".to_owned(),
         weight_privacy: "local".to_owned(),
         guarantee: Report::LOCAL.to_owned(),
-        trusted_cpu_ms: Cpu::default(),
-        wall_ms: 0.0,
-        waiting_ms: 0.0,
-        bytes: Bytes::default(),
-        round_trips: 0,
-        memory: Memory::default(),
-        layers: Vec::new(),
-        worker: None,
-        tickets: None,
-        audit: None,
-        floats: None,
-        frames: None,
-        finished_here: 0,
-        inferences: Vec::new(),
+        ..Report::blank(model.digest(), preset)
     }
 }
 
@@ -554,109 +537,4 @@ fn fill(report: &mut Report, results: &Results) {
         report.bytes.down += single.bytes.down;
         report.round_trips += single.round_trips;
     }
-}
-
-fn print_results(singles: &[Single], tensors: &[Vec<Arc<Tensor>>], outputs: &[Port]) {
-    for (single, tensors) in singles.iter().zip(tensors) {
-        println!("{}", single.input);
-        match &single.top {
-            Some(classes) => {
-                let rows: Vec<Vec<String>> = classes
-                    .iter()
-                    .map(|(ix, name, p)| {
-                        vec![
-                            format!("  {:.1} %", 100.0 * p),
-                            ix.to_string(),
-                            name.clone(),
-                        ]
-                    })
-                    .collect();
-                print!("{}", table(&["  likely", "class", "name"], &rows));
-            }
-            None => {
-                for (port, tensor) in outputs.iter().zip(tensors) {
-                    println!(
-                        "  {}: {:?} {:?}",
-                        port.name,
-                        tensor.datum_type(),
-                        tensor.shape()
-                    );
-                }
-            }
-        }
-    }
-}
-
-/// A probability with the digits that it needs.
-fn chance(p: f64) -> String {
-    if p >= 1e-3 || p == 0.0 {
-        format!("{p:.4}")
-    } else {
-        format!("{p:.1e}")
-    }
-}
-
-fn print_audit(audit: &AuditField) {
-    println!(
-        "audit: {} of {} units each (α = {:.4}); a wrong run is missed with at most {:.4}, all {} of them with at most {}",
-        (audit.alpha * audit.units as f64).round(),
-        audit.units,
-        audit.alpha,
-        audit.undetected_one,
-        audit.records.len(),
-        chance(audit.undetected_all)
-    );
-    let done = audit.settled + audit.rejected + audit.worker_failed;
-    match done {
-        0 => println!(
-            "records in {}: provisional until `larvatus audit {} --worker ADDR` settles them",
-            audit.folder, audit.folder
-        ),
-        _ => println!("records in {}: {} settled", audit.folder, audit.settled),
-    }
-    println!("worker signs with {}", audit.worker_key);
-}
-
-fn print_costs(report: &Report, inferences: usize) {
-    let runs = if inferences > 1 {
-        format!(" for {inferences}")
-    } else {
-        String::new()
-    };
-    println!(
-        "{}: {:.1} ms wall, trusted CPU {:.1} ms online + {:.1} ms offline{runs}",
-        report.preset, report.wall_ms, report.trusted_cpu_ms.online, report.trusted_cpu_ms.offline
-    );
-    if report.round_trips > 0 {
-        println!(
-            "worker {}: {} up, {} down, {} round trips, {:.1} ms waited",
-            report.worker.as_deref().unwrap_or("?"),
-            bytes(report.bytes.up),
-            bytes(report.bytes.down),
-            report.round_trips,
-            report.waiting_ms
-        );
-    }
-    if let Some(frames) = &report.frames {
-        println!("{}", frames.sentence());
-    }
-    let elsewhere = |tickets: &&Tickets| tickets.stored + tickets.dealt > 0;
-    if let Some(tickets) = report.tickets.as_ref().filter(elsewhere) {
-        let dealer = match &tickets.dealer {
-            Some(dealer) => format!("{} from dealer {dealer}, ", tickets.dealt),
-            None => String::new(),
-        };
-        println!(
-            "tickets: {} from the store, {dealer}{} made now",
-            tickets.stored, tickets.own
-        );
-    }
-    println!("{}", report.memory.sentence());
-    if let Some(audit) = &report.audit {
-        print_audit(audit);
-    }
-    if let Some(floats) = &report.floats {
-        floats.print();
-    }
-    println!("guarantee: {}", report.guarantee);
 }

@@ -36,7 +36,7 @@ const INSTANT: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_millis(2);
 
 /// Why workers are not waited for any longer.
-pub(super) fn overdue(within: Duration) -> String {
+pub(crate) fn overdue(within: Duration) -> String {
     format!("not done within {within:?}; --deadline allows more")
 }
 

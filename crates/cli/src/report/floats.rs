@@ -29,10 +29,10 @@ impl Floats {
         );
         if let Some(audit) = &self.audit {
             println!(
-                "audit:     {} of {} answers recomputed, off by at most {:.1} % of what rounding explains, {:.1} ms of CPU; \
-                 1, 10, 100 false answers go unnoticed with a chance of {:.2e}, {:.2e}, {:.2e}",
+                "audit:     {} of {} blocks of answers opened and recomputed, off by at most {:.1} % of what rounding explains, {:.1} ms of CPU; \
+                 1, 10, 100 false blocks go unnoticed with a chance of {:.2e}, {:.2e}, {:.2e}",
                 audit.settled,
-                audit.answers,
+                audit.blocks,
                 100.0 * audit.deviation,
                 audit.cpu_ms,
                 audit.undetected[0],
@@ -61,15 +61,15 @@ pub(crate) struct LeakField {
 #[derive(Serialize, Default)]
 pub(crate) struct FloatAudit {
     pub(crate) share: f64,
-    /// Answers that were used.
-    pub(crate) answers: usize,
-    /// Of these, drawn and recomputed.
+    /// Blocks of answers that were used; each is a leaf of what workers committed to.
+    pub(crate) blocks: usize,
+    /// Of these, drawn, opened and recomputed.
     pub(crate) settled: usize,
     /// The largest deviation, as a fraction of what rounding explains.
     pub(crate) deviation: f64,
     /// CPU time of it, after the outputs were there.
     pub(crate) cpu_ms: f64,
-    /// Chance that 1, 10 and 100 false answers go unnoticed.
+    /// Chance that 1, 10 and 100 false blocks go unnoticed.
     pub(crate) undetected: [f64; 3],
 }
 

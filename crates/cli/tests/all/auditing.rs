@@ -12,7 +12,7 @@ use larvatus_testkit::adversary::{Crooked, Wrong};
 use larvatus_testkit::whole::{WORKER, service, store};
 use serde_json::Value;
 
-use crate::common::{Folder, Ran, TINY, Worker, input, within};
+use crate::common::{Folder, Ran, TINY, Worker, bits, input, within};
 
 /// `larvatus run --preset whole-audited` with the records in `DIR/records`.
 fn run(here: &Folder, more: &[&str]) -> Ran {
@@ -107,10 +107,7 @@ fn outputs_are_those_of_every_preset_and_records_are_settled_later() {
     here.larvatus(&[&local[..], &inputs[..4]].concat())
         .accepted();
     for key in ["0/logits", "1/logits"] {
-        assert_eq!(
-            crate::common::bits(&npz, key),
-            crate::common::bits(&exact, key)
-        );
+        assert_eq!(bits(&npz, key), bits(&exact, key));
     }
     let report = here.json("report.json");
     assert_eq!(report["verdict"], "provisional");
@@ -196,6 +193,126 @@ fn audits_in_the_background_settle_at_once() {
 }
 
 #[test]
+fn frames_of_a_camera_are_kept_dropped_and_finished_here() {
+    let here = Folder::new();
+    let worker = Worker::tcp(&here);
+    let folder = here.at("frames");
+    fs::create_dir(&folder).unwrap();
+    for at in 0..6_u8 {
+        let picture =
+            image::GrayImage::from_fn(20, 20, |x, y| image::Luma([at * 40 + (x ^ y) as u8]));
+        picture.save(format!("{folder}/{at}.png")).unwrap();
+    }
+    let (report, out) = (here.at("report.json"), here.at("out.npz"));
+    let tell = ["--report", &report, "--output", &out];
+    let camera = ["--frames", &folder, "--fps", "20", "--queue", "8"];
+    let with = |more: &[&str]| run(&here, &[&camera[..], &tell, more].concat());
+    let all = || -> Vec<Vec<u32>> {
+        let each = |at| bits(here.at("out.npz"), &format!("{at}/logits"));
+        (0..6).map(each).collect()
+    };
+    let ran = with(&["--worker", &worker.address]).accepted();
+    assert!(ran.out.contains("frames: 6 done, 0 dropped"), "{ran:?}");
+    assert_eq!(files(&here, ".provisional").len(), 6);
+    let remote = all();
+    // Two places in the queue, all frames at once: four are dropped, and have no record.
+    let hurried = ["--frames", &folder, "--fps", "1000000", "--queue", "2"];
+    let args = [&hurried[..], &tell, &["--worker", &worker.address]].concat();
+    run(&here, &args).accepted();
+    let frames = here.json("report.json")["frames"].clone();
+    let number = |key: &str| frames[key].as_u64().unwrap();
+    assert_eq!(number("done") + number("dropped"), 6);
+    assert!(number("dropped") >= 2, "{frames}");
+    assert_eq!(
+        files(&here, ".provisional").len() as u64,
+        6 + number("done")
+    );
+    // No worker is there: the same bits are computed here, and there is nothing to audit.
+    let nobody = format!("unix:{}", here.at("nobody"));
+    with(&["--worker", &nobody]).refused(&["no worker could do it"]);
+    let ran = with(&["--worker", &nobody, "--finish-locally"]).accepted();
+    assert!(
+        ran.err.contains("6 of 6 inferences were finished here"),
+        "{ran:?}"
+    );
+    assert_eq!(all(), remote);
+    let told = here.json("report.json");
+    assert_eq!(told["finished_here"], 6);
+    assert_eq!(told["verdict"], "accepted");
+    // A deadline that is over before anybody is asked.
+    let late = ["--worker", &worker.address, "--deadline", "0"];
+    with(&late).refused(&["--deadline allows more"]);
+    with(&[&late[..], &["--finish-locally"]].concat()).accepted();
+    assert_eq!(all(), remote);
+}
+
+#[test]
+fn what_a_liar_answered_is_computed_here_where_that_is_asked_for() {
+    let here = Folder::new();
+    let wrong = Wrong::Made {
+        tensor: 3,
+        element: 0,
+    };
+    let worker = Wrongdoer::start(&here, wrong);
+    let (one, two) = (input(&here, 0), input(&here, 1));
+    let inputs = ["--input", &one, "--input", &two];
+    let (out, report) = (here.at("out.npz"), here.at("report.json"));
+    let tell = ["--output", &out, "--report", &report];
+    let both = || ["0/logits", "1/logits"].map(|key| bits(here.at("out.npz"), key));
+    let local = ["run", TINY, "--preset", "local-exact"];
+    here.larvatus(&[&local[..], &inputs, &tell].concat())
+        .accepted();
+    let exact = both();
+    let more = ["--worker", &worker.address, "--audit", "1", "--audit-now"];
+    let args = [&inputs[..], &tell, &more, &["--finish-locally"]].concat();
+    let ran = run(&here, &args);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("lied"), "{ran:?}");
+    assert_eq!(both(), exact);
+    let told = here.json("report.json");
+    assert_eq!(
+        (&told["finished_here"], &told["audit"]["rejected"]),
+        (&2.into(), &2.into())
+    );
+}
+
+#[test]
+fn evidence_for_one_judge_is_read_by_that_judge_only() {
+    let here = Folder::new();
+    let wrong = Wrong::Made {
+        tensor: 3,
+        element: 0,
+    };
+    let worker = Wrongdoer::start(&here, wrong);
+    let x = input(&here, 0);
+    let [secret, other] = ["judge.key", "other.key"].map(|name| here.at(name));
+    let new_key = |file: &str| {
+        let made = here.larvatus(&["judge", "--new-key", file, "--json"]);
+        let judge = made.accepted().document()["judge"].clone();
+        judge.as_str().unwrap().to_owned()
+    };
+    let judge = new_key(&secret);
+    new_key(&other);
+    // A key that is there is not overwritten.
+    here.larvatus(&["judge", "--new-key", &secret])
+        .refused(&["judge.key"]);
+    let args = ["--input", &x, "--worker", &worker.address, "--audit", "1"];
+    run(&here, &args).accepted();
+    let ran = audit(&here, &["--worker", &worker.address, "--judge", &judge]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let evidence = here.at("records/00000000.evidence");
+    let key = larvatus_proto::receipt::Signer::new(WORKER).public();
+    let key = key.to_string();
+    let args = ["judge", &evidence, "--worker-key", &key];
+    here.larvatus(&args).refused(&["sealed", "--key"]);
+    let with = |file: &str| here.larvatus(&[&args[..], &["--key", file]].concat());
+    with(&other).refused(&["sealed to judge", &judge]);
+    with(&here.at("none")).refused(&["no key"]);
+    assert!(with(&secret).accepted().out.contains("the worker lied"));
+    audit(&here, &["--judge", "12"]).refused(&["64 hexadecimal digits"]);
+}
+
+#[test]
 fn a_lie_is_rejected_and_anybody_can_judge_it() {
     let here = Folder::new();
     let wrong = Wrong::Made {
@@ -234,6 +351,13 @@ fn a_lie_is_rejected_and_anybody_can_judge_it() {
     let told = here.larvatus(&named).accepted();
     assert!(told.out.contains("the worker lied"), "{}", told.out);
     assert!(told.out.contains("the evidence discloses"), "{}", told.out);
+
+    // Nothing is sealed, so no key opens it.
+    let secret = here.at("judge.key");
+    let made = here.larvatus(&["judge", "--new-key", &secret, "--json"]);
+    assert!(made.accepted().document()["judge"].is_string());
+    here.larvatus(&["judge", &evidence, "--worker-key", &key, "--key", &secret])
+        .refused(&["not sealed"]);
 
     // Not another's lie, not with other bytes, and no file of something else.
     let other = "11".repeat(32);

@@ -64,7 +64,7 @@ fn every_service_runs_and_says_what_it_leaks() {
             assert_eq!(report["input_privacy"], "leaks");
         }
         if audit {
-            assert_eq!(floats["audit"]["settled"], floats["audit"]["answers"]);
+            assert_eq!(floats["audit"]["settled"], floats["audit"]["blocks"]);
             assert!(floats["audit"]["deviation"].as_f64().unwrap() < 1.0);
         }
     }

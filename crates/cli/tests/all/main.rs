@@ -18,6 +18,7 @@ mod proxy;
 mod refused;
 mod run;
 mod secrecy;
+mod serving;
 mod shares;
 mod store;
 mod tls;

@@ -179,3 +179,31 @@ fn rates_that_are_no_costs_are_refused() {
     here.larvatus(&["plan", TINY, "--rates", &rates])
         .refused(&["rates.toml", "link.up-ns", "-1"]);
 }
+
+#[test]
+fn a_link_that_is_slower_than_the_network_is_here_is_told_whatever_the_preset() {
+    let here = Folder::new();
+    let slow = here.write("slow.toml", "[link]\nround-trip-us = 1e9\n");
+    let quick = here.write("quick.toml", "[local]\nconv-ns = 1.0\n");
+    for preset in [
+        "slalom",
+        "verisplit-exact",
+        "whole-audited",
+        "verisplit",
+        "verisplit-integrity",
+    ] {
+        let plan = |rates: &str, more: &[&str]| {
+            let args = ["plan", TINY, "--preset", preset, "--rates", rates];
+            here.larvatus(&[&args[..], more].concat()).accepted()
+        };
+        let told = plan(&slow, &[]).out;
+        assert!(told.contains("run it locally"), "{preset}: {told}");
+        assert!(told.contains("predicted: "), "{preset}: {told}");
+        let predicted = plan(&slow, &["--json"]).document()["predicted"].clone();
+        assert_eq!(predicted["run_locally"], true, "{preset}");
+        let link = predicted["link_ms"].as_f64().unwrap();
+        assert!(link >= 1e6, "{preset}: {predicted}");
+        let predicted = plan(&quick, &["--json"]).document()["predicted"].clone();
+        assert_eq!(predicted["link_ms"], 0.0, "{preset}");
+    }
+}

@@ -153,12 +153,7 @@ fn the_report_has_every_key_of_the_contract() {
         assert_eq!(memory("checks") > 0, checked, "{preset}");
         assert_eq!(memory("tickets") > 0, preset == "slalom", "{preset}");
         assert_eq!(memory("weights_engine") > 0, preset == "slalom", "{preset}");
-        for key in [
-            "activations",
-            "largest_round",
-            "weights_upload",
-            "weights_integers",
-        ] {
+        for key in ["activations", "largest_round", "weights_integers"] {
             assert_eq!(memory(key) > 0, away, "{preset}: {key}");
         }
         assert_eq!(report["round_trips"].as_u64() > Some(0), away, "{preset}");

@@ -257,6 +257,17 @@ struct Run {
 }
 
 impl Run {
+    /// The part of it that lies in these elements of the output plane, if any does.
+    fn within(&self, wanted: &Range<usize>) -> Option<Self> {
+        let to = self.to.start.max(wanted.start)..self.to.end.min(wanted.end);
+        (!to.is_empty()).then(|| Self {
+            weight: self.weight,
+            from: self.from + (to.start - self.to.start) * self.step,
+            to,
+            step: self.step,
+        })
+    }
+
     #[inline(always)]
     fn add<T>(&self, x: &[f32], y: &mut [T], mut work: impl FnMut(&mut T, f32)) {
         let x = &x[self.from..];

@@ -133,6 +133,21 @@ fn layers_equal_their_definition_within_the_tolerance() {
 }
 
 #[test]
+fn a_part_is_what_the_whole_has_there() {
+    for shape in shapes() {
+        let layer = layer(shape.clone());
+        let x = numbers(5, shape.inputs());
+        let whole = Witness::new(&layer, &x);
+        let all = shape.outputs();
+        for part in [0..1, all - 1..all, all / 3..all / 2 + 1, 1..all, 0..0] {
+            let some = Witness::of(&layer, &x, part.clone());
+            assert_eq!(some.sums, whole.sums[part.clone()], "{shape:?}");
+            assert_eq!(some.magnitudes, whole.magnitudes[part], "{shape:?}");
+        }
+    }
+}
+
+#[test]
 fn an_answer_beyond_the_tolerance_is_refuted_where_it_is() {
     for shape in shapes() {
         let layer = layer(shape.clone());

@@ -1,5 +1,7 @@
 //! The same outputs in binary64, and how far binary32 may be off.
 
+use std::ops::Range;
+
 use super::{FloatLinear, runs};
 use crate::linear::{Conv, MatMul, Shape};
 
@@ -19,7 +21,8 @@ pub fn gamma(terms: usize) -> f64 {
     }
 }
 
-/// What a layer makes of an input, in binary64: the definition that binary32 is held against.
+/// What a layer makes of an input, in binary64: the definition that binary32 is held against. Of all outputs, or of some that
+/// lie side by side; indices count from the first of them.
 #[derive(Clone, Debug)]
 pub struct Witness {
     /// Σ w·x + b.
@@ -36,12 +39,21 @@ impl Witness {
     /// # Panics
     /// If `x` is not as long as the layer's input.
     pub fn new(layer: &FloatLinear, x: &[f32]) -> Self {
+        Self::of(layer, x, 0..layer.shape().outputs())
+    }
+
+    /// Computes these outputs of one image.
+    ///
+    /// # Panics
+    /// If `x` is not as long as the layer's input, or the layer has not so many outputs.
+    pub fn of(layer: &FloatLinear, x: &[f32], outputs: Range<usize>) -> Self {
         let shape = layer.shape();
         assert_eq!(x.len(), shape.inputs(), "x has the shape's length");
-        let mut pairs = vec![(0.0, 0.0); shape.outputs()];
+        assert!(outputs.end <= shape.outputs(), "outputs of the shape");
+        let mut pairs = vec![(0.0, 0.0); outputs.len()];
         match shape {
-            Shape::Conv(conv) => convolve(layer, conv, x, &mut pairs),
-            Shape::MatMul(matmul) => multiply(layer, matmul, x, &mut pairs),
+            Shape::Conv(conv) => convolve(layer, conv, x, outputs, &mut pairs),
+            Shape::MatMul(matmul) => multiply(layer, matmul, x, outputs, &mut pairs),
         }
         let (sums, magnitudes) = pairs.into_iter().unzip();
         Self {
@@ -70,14 +82,35 @@ impl Witness {
     }
 }
 
-fn convolve(layer: &FloatLinear, conv: &Conv, x: &[f32], y: &mut [(f64, f64)]) {
-    let pixels = y.len() / conv.out_channels;
-    for (channel, plane) in y.chunks_exact_mut(pixels).enumerate() {
+/// The lines of `each` elements that `range` touches: the line's number, and which of its elements.
+fn lines(range: Range<usize>, each: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let last = range.end.div_ceil(each);
+    (range.start / each..last).map(move |line| {
+        let at = |end: usize| end.saturating_sub(line * each).min(each);
+        (line, at(range.start)..at(range.end))
+    })
+}
+
+fn convolve(
+    layer: &FloatLinear,
+    conv: &Conv,
+    x: &[f32],
+    outputs: Range<usize>,
+    mut y: &mut [(f64, f64)],
+) {
+    let pixels = layer.shape().outputs() / conv.out_channels;
+    for (channel, wanted) in lines(outputs, pixels) {
+        let (plane, rest) = y.split_at_mut(wanted.len());
+        y = rest;
         let bias = f64::from(layer.bias()[channel]);
         plane.fill((bias, bias.abs()));
         runs(layer.shape(), conv, channel, |run| {
+            let Some(run) = run.within(&wanted) else {
+                return;
+            };
             let weight = f64::from(layer.weights()[run.weight]);
-            run.add(x, &mut plane[run.to.clone()], |y, x| {
+            let to = run.to.start - wanted.start..run.to.end - wanted.start;
+            run.add(x, &mut plane[to], |y, x| {
                 let product = weight * f64::from(x);
                 *y = (y.0 + product, y.1 + product.abs());
             });
@@ -85,24 +118,32 @@ fn convolve(layer: &FloatLinear, conv: &Conv, x: &[f32], y: &mut [(f64, f64)]) {
     }
 }
 
-fn multiply(layer: &FloatLinear, matmul: &MatMul, x: &[f32], y: &mut [(f64, f64)]) {
+fn multiply(
+    layer: &FloatLinear,
+    matmul: &MatMul,
+    x: &[f32],
+    outputs: Range<usize>,
+    mut y: &mut [(f64, f64)],
+) {
     let MatMul {
         rows,
         inner,
         columns,
         ..
     } = *matmul;
-    let lines = x.chunks_exact(inner).zip(y.chunks_exact_mut(columns));
-    for (row, (x, y)) in lines.enumerate() {
+    for (row, wanted) in lines(outputs, columns) {
+        let (line, rest) = y.split_at_mut(wanted.len());
+        y = rest;
         let group = row / rows;
         let bias = &layer.bias()[group * columns..(group + 1) * columns];
-        for (y, bias) in y.iter_mut().zip(bias) {
+        for (y, bias) in line.iter_mut().zip(&bias[wanted.clone()]) {
             *y = (f64::from(*bias), f64::from(bias.abs()));
         }
         let weights = &layer.weights()[group * inner * columns..(group + 1) * inner * columns];
+        let x = &x[row * inner..(row + 1) * inner];
         for (x, weights) in x.iter().zip(weights.chunks_exact(columns)) {
             let x = f64::from(*x);
-            for (y, weight) in y.iter_mut().zip(weights) {
+            for (y, weight) in line.iter_mut().zip(&weights[wanted.clone()]) {
                 let product = f64::from(*weight) * x;
                 *y = (y.0 + product, y.1 + product.abs());
             }

@@ -44,7 +44,7 @@ pub use shape::{
     Conv, MAX_ELEMENTS, MAX_KERNEL, MAX_MACS, MatMul, Quantity, Shape, ShapeError, Valid,
 };
 pub use short::{ShortLinear, halves, halves_mut};
-pub use weights::Weights;
+pub use weights::{Plane, Weights};
 pub use wide::{Share, Split, WideLinear, adjoint_of_share, adjoint_of_share_with};
 
 #[cfg(target_arch = "x86_64")]
@@ -175,7 +175,7 @@ impl Linear {
     /// Memory that the weights take, packed.
     pub fn bytes(&self) -> usize {
         match &self.kernel {
-            Kernel::Scalar(weights) => weights.planes().iter().map(Vec::len).sum(),
+            Kernel::Scalar(weights) => weights.planes().iter().map(|plane| plane.len()).sum(),
             #[cfg(target_arch = "x86_64")]
             Kernel::Packed(packed) => packed.bytes(),
         }

@@ -26,7 +26,7 @@ impl Words {
     }
 
     pub(super) fn weights(&mut self, count: usize, planes: usize) -> Weights {
-        let mut plane = || (0..count).map(|_| self.word() as i8).collect();
+        let mut plane = || (0..count).map(|_| self.word() as i8).collect::<Vec<i8>>();
         let shift = if planes == 1 { 0 } else { 7 };
         Weights::new((0..planes).map(|_| plane()).collect(), shift).unwrap()
     }
@@ -299,7 +299,7 @@ fn several_inputs_are_answered_like_each_alone() {
         .unwrap(),
     ] {
         let plane = (0..shape.weights()).map(|_| rng.below(41) as i8 - 20);
-        let weights = Weights::new(vec![plane.collect()], 0).unwrap();
+        let weights = Weights::new(vec![plane.collect::<Vec<i8>>()], 0).unwrap();
         let x: Vec<Vec<u32>> = (0..5).map(|_| rng.words(shape.inputs())).collect();
         let x: Vec<&[u32]> = x.iter().map(Vec::as_slice).collect();
         let expected: Vec<Vec<u32>> = x.iter().map(|x| defined(&shape, &weights, x)).collect();

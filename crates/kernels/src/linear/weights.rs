@@ -1,6 +1,8 @@
 //! Integer weights, one or more planes of eight bits.
 
 use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use super::shape::ShapeError;
 
@@ -11,35 +13,92 @@ use super::shape::ShapeError;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Weights {
     /// Never empty; all of one length.
-    planes: Vec<Vec<i8>>,
+    planes: Vec<Plane>,
     /// `shift · (planes − 1) ≤ 30`.
     shift: u32,
+}
+
+/// One plane: bytes in two's complement, perhaps a part of memory that holds more. Copies share it.
+#[derive(Clone)]
+pub struct Plane {
+    memory: Arc<Vec<u8>>,
+    /// Within the memory.
+    place: Range<usize>,
+}
+
+impl Plane {
+    /// A part of some memory; `None` where it ends before.
+    pub fn of(memory: &Arc<Vec<u8>>, place: Range<usize>) -> Option<Self> {
+        memory.get(place.clone())?;
+        Some(Self {
+            memory: Arc::clone(memory),
+            place,
+        })
+    }
+}
+
+impl From<Vec<i8>> for Plane {
+    fn from(weights: Vec<i8>) -> Self {
+        // The standard library does this in place.
+        let memory: Vec<u8> = weights.into_iter().map(i8::cast_unsigned).collect();
+        Self {
+            place: 0..memory.len(),
+            memory: Arc::new(memory),
+        }
+    }
+}
+
+impl Deref for Plane {
+    type Target = [i8];
+
+    fn deref(&self) -> &[i8] {
+        bytemuck::cast_slice(&self.memory[self.place.clone()])
+    }
+}
+
+impl PartialEq for Plane {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Plane {}
+
+impl fmt::Debug for Plane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plane({})", self.len())
+    }
 }
 
 impl Weights {
     /// Checks the planes.
     ///
     /// Errors: no plane; several with a shift of 0 or places beyond 2³⁰; planes of different lengths.
-    pub fn new(planes: Vec<Vec<i8>>, shift: u32) -> Result<Self, ShapeError> {
+    pub fn new(planes: Vec<impl Into<Plane>>, shift: u32) -> Result<Self, ShapeError> {
+        let planes: Vec<Plane> = planes.into_iter().map(Into::into).collect();
         let refused = ShapeError::Planes {
             planes: planes.len(),
             shift,
         };
-        let Some(first) = planes.first().map(Vec::len) else {
+        let Some(first) = planes.first().map(|plane| plane.len()) else {
             return Err(refused);
         };
         let places = u64::from(shift) * (planes.len() as u64 - 1);
         if places > MAX_PLACES || (planes.len() > 1 && shift == 0) {
             return Err(refused);
         }
-        if let Some(other) = planes.iter().map(Vec::len).find(|&len| len != first) {
+        if let Some(other) = planes
+            .iter()
+            .map(|plane| plane.len())
+            .find(|&len| len != first)
+        {
             return Err(ShapeError::UnevenPlanes { first, other });
         }
         Ok(Self { planes, shift })
     }
 
     /// The planes, lowest first.
-    pub fn planes(&self) -> &[Vec<i8>] {
+    pub fn planes(&self) -> &[Plane] {
         &self.planes
     }
 
@@ -71,7 +130,7 @@ impl Weights {
         self.planes
             .iter()
             .zip(0..)
-            .map(|(plane, j): (_, u32)| (plane.as_slice(), self.shift * j))
+            .map(|(plane, j): (_, u32)| (&**plane, self.shift * j))
     }
 }
 
@@ -102,7 +161,7 @@ mod tests {
             (3 - 64, -128 + 127 * 64)
         );
         assert_eq!(
-            Weights::new(vec![], 0),
+            Weights::new(Vec::<Plane>::new(), 0),
             Err(ShapeError::Planes {
                 planes: 0,
                 shift: 0

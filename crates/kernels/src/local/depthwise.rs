@@ -331,12 +331,9 @@ fn store<V: Vector>(v: V, x: V::F, y: &mut [f32], at: usize) {
 mod tests {
     use super::{Windows, depthwise_with};
     use crate::isa::Isa;
-    use crate::testing::Random;
+    use crate::testing::{Random, WindowCase, windows};
 
-    /// (input, kernel, stride, padding before, padding after)
-    type Case = ([usize; 2], [usize; 2], [usize; 2], [usize; 2], [usize; 2]);
-
-    const CASES: [Case; 9] = [
+    const CASES: [WindowCase; 9] = [
         ([7, 7], [3, 3], [1, 1], [1, 1], [1, 1]),
         ([28, 28], [5, 5], [1, 1], [2, 2], [2, 2]),
         ([112, 112], [3, 3], [2, 2], [1, 1], [1, 1]),
@@ -348,25 +345,11 @@ mod tests {
         ([4, 5], [4, 5], [1, 2], [0, 0], [0, 0]),
     ];
 
-    fn windows((input, kernel, stride, before, after): Case) -> Windows {
-        let output = core::array::from_fn(|axis| {
-            (input[axis] + before[axis] + after[axis] - kernel[axis]) / stride[axis] + 1
-        });
-        Windows {
-            planes: 6,
-            input,
-            output,
-            kernel,
-            stride,
-            before,
-        }
-    }
-
     #[test]
     fn every_instruction_set_gives_the_same_bits_and_close_to_exact_ones() {
         let mut random = Random::new(71);
         for case in CASES {
-            let w = windows(case);
+            let w = windows(6, case);
             let taps = w.kernel[0] * w.kernel[1];
             let x = random.floats(6 * w.input[0] * w.input[1]);
             let filters = random.floats(3 * taps);
@@ -423,7 +406,7 @@ mod tests {
 
     #[test]
     fn shapes_that_make_no_sense_are_refused() {
-        let w = windows(CASES[0]);
+        let w = windows(6, CASES[0]);
         let (x, filters, mut y) = (vec![0.0; 294], vec![0.0; 27], vec![0.0; 294]);
         let isa = Isa::best();
         assert!(depthwise_with(isa, &w, &filters, &[], &x, &mut y).is_ok());

@@ -227,7 +227,7 @@ impl Audit {
         }
         let seed = record.seed().ok_or(AuditError::NotDrawn)?;
         let graph = terms.model().graph();
-        let drawn = graph.draw(seed, record.fraction().part());
+        let drawn = graph.draw(seed, terms.fraction().part());
         let own = Ports::new(graph, record.input(), record.output()).leaves();
         let batches = batches(&terms, &drawn, &own);
         Ok(Self {

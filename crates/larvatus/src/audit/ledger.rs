@@ -6,7 +6,7 @@
 //! | `DIGEST.graph` | a graph with its weights, for audits and judges |
 //! | `NUMBER.provisional` | a record that awaits its audit |
 //! | `NUMBER.receipt` | the receipt of a record that is settled, rejected or was not opened |
-//! | `NUMBER.evidence` | what shows a lie to others |
+//! | `NUMBER.evidence` | what shows a lie to others, or to one judge |
 //! | `NUMBER.unopened` | why a worker did not open |
 //!
 //! Every file is there whole or not at all, so a process that is killed at any point leaves a folder that the next one goes on
@@ -22,7 +22,8 @@ use larvatus_proto::digest::Digest;
 use larvatus_proto::receipt::{Receipt, ReceiptError, Signer, Verdict};
 use larvatus_proto::wire::{DecodeError, Reader, Writer};
 
-use super::{Outcome, Provisional, RecordError, Redrawn};
+use super::{CannotSeal, JudgeKey, Outcome, Provisional, RecordError, Redrawn};
+use crate::secret::Entropy;
 use crate::store::Files;
 
 /// First bytes of a graph's file: its kind and version.
@@ -80,6 +81,9 @@ pub enum LedgerError {
         /// What is wrong with it.
         source: ModelError,
     },
+    /// Evidence that is to be sealed to what is no key.
+    #[error(transparent)]
+    Judge(#[from] CannotSeal),
     /// A record's units are drawn already.
     #[error(transparent)]
     Redrawn(#[from] Redrawn),
@@ -119,12 +123,25 @@ pub struct Entry {
 pub struct Ledger {
     files: Box<dyn Files>,
     signer: Arc<Signer>,
+    /// Whom evidence is sealed to, and what from.
+    judge: Option<(JudgeKey, Entropy)>,
 }
 
 impl Ledger {
     /// The ledger in these files, empty where there are none.
     pub fn new(files: Box<dyn Files>, signer: Arc<Signer>) -> Self {
-        Self { files, signer }
+        Self {
+            files,
+            signer,
+            judge: None,
+        }
+    }
+
+    /// The same ledger that puts evidence down for one judge only. `entropy` must be fresh.
+    #[must_use]
+    pub fn sealing_to(self, judge: JudgeKey, entropy: Entropy) -> Self {
+        let judge = Some((judge, entropy));
+        Self { judge, ..self }
     }
 
     /// The key that its records are signed with.
@@ -222,7 +239,16 @@ impl Ledger {
             Outcome::Rejected(rejected) => {
                 let number = rejected.receipt().unverified().counter;
                 if let Some(evidence) = rejected.evidence() {
-                    self.write(&evidence_name(number), &[&evidence.encode()])?;
+                    let bytes = match &self.judge {
+                        None => evidence.encode(),
+                        // A key of its own for each piece of evidence: no two of a ledger have one number.
+                        Some((judge, entropy)) => {
+                            let label = format!("larvatus 2026 evidence {number} v1");
+                            let entropy = Entropy::new(*entropy.derive_alone(&label));
+                            evidence.seal(*judge, &entropy)?
+                        }
+                    };
+                    self.write(&evidence_name(number), &[&bytes])?;
                 }
                 rejected.receipt()
             }

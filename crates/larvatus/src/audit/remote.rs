@@ -336,6 +336,7 @@ impl Remote {
                 | Reply::Want { .. }
                 | Reply::Ready { .. }
                 | Reply::Answer { .. }
+                | Reply::Committed { .. }
                 | Reply::Signs { .. }
                 | Reply::Ran { .. }
                 | Reply::Opened { .. },

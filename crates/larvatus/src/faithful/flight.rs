@@ -4,11 +4,13 @@ use larvatus_kernels::activation::activate;
 use larvatus_kernels::fixed::MaxAbs;
 use larvatus_kernels::float::{floats, floats_mut};
 use larvatus_kernels::local::pool::{Windows, max_pool};
+use larvatus_proto::commit::Root;
 use larvatus_proto::frame::{Frame, HEADER, Request};
 use larvatus_proto::machine::Now;
 use larvatus_proto::program::{LayerId, LayerSpec};
 use larvatus_proto::words::{Memory, Words};
 
+use super::audit::Past;
 use super::masks::{Ticket, Unmask};
 use super::plan::Plan;
 use super::session::Output;
@@ -23,6 +25,8 @@ pub(super) struct Flight {
     pub(super) inference: Inference<Plan>,
     pub(super) ticket: Option<Ticket>,
     pub(super) awaited: Option<Awaited>,
+    /// The rounds that are over, where answers may be audited.
+    pub(super) past: Vec<Past>,
     pub(super) begun: Now,
     pub(super) output: Output,
 }
@@ -37,6 +41,8 @@ pub(super) struct Awaited {
     /// The request, where answers may be audited.
     pub(super) request: Option<Vec<u32>>,
     pub(super) answers: Vec<Option<Vec<u32>>>,
+    /// What each worker commits to, in the last round.
+    pub(super) roots: Vec<Option<Root>>,
     pub(super) sent: Now,
 }
 
@@ -116,6 +122,7 @@ impl Flight {
             unmasks,
             request: plan.demand().audit().map(|_| request),
             answers: vec![None; workers],
+            roots: vec![None; workers],
             sent: now,
         });
         Ok(Some(frame))
@@ -131,12 +138,28 @@ impl Flight {
         &mut self,
         line: usize,
         plan: &Plan,
-        words: &Words,
+        (root, words): (Option<Root>, &Words),
         now: Now,
     ) -> Result<bool, InferError> {
         let Some(awaited) = &mut self.awaited else {
             return Ok(false);
         };
+        let commits = plan.answers().is_some() && awaited.round + 1 == plan.rounds().len();
+        let (message, due) = match (commits, root) {
+            (true, None) => ("an answer alone", "the last answer and its root"),
+            (false, Some(_)) => ("a root", "an answer to an earlier round"),
+            (true, Some(_)) | (false, None) => {
+                awaited.roots[line] = root;
+                ("", "")
+            }
+        };
+        if !due.is_empty() {
+            return Err(WorkerMisbehaved::OutOfTurn {
+                message,
+                awaited: due,
+            }
+            .into());
+        }
         self.output.run.down += (HEADER + 8 + 4 * words.len()) as u64;
         let round = &plan.rounds()[awaited.round];
         let specs = round
@@ -161,10 +184,15 @@ impl Flight {
         Ok(whole)
     }
 
-    /// Adds what the workers said, takes W·ε away and does what rides along.
-    pub(super) fn open(&mut self, plan: &Plan, pool: &Pool) -> Result<(), InferError> {
+    /// Adds what the workers said, takes W·ε away and does what rides along. The roots, where this was the last round of an
+    /// inference that is committed to.
+    pub(super) fn open(
+        &mut self,
+        plan: &Plan,
+        pool: &Pool,
+    ) -> Result<Option<Vec<Root>>, InferError> {
         let Some(awaited) = self.awaited.take() else {
-            return Ok(());
+            return Ok(None);
         };
         let round = &plan.rounds()[awaited.round];
         let answers: Vec<&[u32]> = awaited
@@ -197,7 +225,12 @@ impl Flight {
                 .transpose()?;
             opened.push(follow(plan, *id, y, residual, pool));
         }
-        self.inference.settle(round, opened)
+        self.inference.settle(round, opened)?;
+        if let Some(request) = awaited.request {
+            let answers = awaited.answers.into_iter().flatten().collect();
+            self.past.push(Past { request, answers });
+        }
+        Ok(awaited.roots.into_iter().collect())
     }
 }
 

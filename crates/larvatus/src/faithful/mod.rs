@@ -10,7 +10,7 @@
 //! * [`Plan`]: which layers go, in floats,
 //! * [`Session`]: inferences with one worker or two, as a state machine,
 //! * [`Leak`]: what the masks give away, as numbers,
-//! * [`Provisional`]: an answer that was drawn for an audit.
+//! * [`Provisional`]: blocks of answers that were drawn for an audit, and what the worker opened.
 //!
 //! Source: Zhang et al., `VeriSplit` (arXiv 2406.00586), figures 2 and 4, theorems 7.2 and 7.3, as we read them: the text of the
 //! theorems' proofs was not at hand.

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::float::{FloatLinear, channels};
+use larvatus_proto::commit::Layout;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, Held, LayerId, LayerSpec, Program};
 use larvatus_proto::wire::Writer;
 
 use super::{Demand, Leak, MaskSource, Sharing};
 use crate::inference::Steps;
-use crate::model::linear::{Linear, StaysLocal, recognise, share_uploads};
+use crate::model::linear::{Linear, StaysLocal, share_uploads};
 use crate::model::rounds::{Cut, Placed};
 use crate::model::{Model, Port};
-use crate::plan::{Kept, PlanError, PlannedRound, Row, Upload, program, rounds, row};
+use crate::plan::{Kept, PlanError, PlannedRound, Row, Upload, place_all, program, rounds, row};
 use crate::quantise::Channels;
 
 /// A layer that goes to a worker.
@@ -45,6 +46,8 @@ pub struct Plan {
     rounds: Vec<PlannedRound>,
     cut: Cut,
     program: Program,
+    /// What workers commit to of an inference, where answers are audited.
+    answers: Option<Arc<Layout>>,
     ports: (Vec<Port>, Vec<Port>),
 }
 
@@ -63,44 +66,31 @@ impl Plan {
     /// [`PlanError`] where the model cannot be cut or the plan cannot be carried.
     pub fn new(model: &Model, demand: &Demand) -> Result<Arc<Self>, PlanError> {
         let graph = model.graph();
-        let (mut found, mut kept) = (Vec::new(), Vec::new());
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        for &id in &order {
-            let node = graph.node(id);
-            let before = found.len();
-            let keep = |kind, macs, why| Kept {
-                name: node.name.clone(),
-                kind,
-                macs,
-                why,
-                before,
+        let bound =
+            |linear: &mut Linear| match linear.weights.iter().all(|weight| weight.is_finite()) {
+                // Nothing is rounded to steps here.
+                true => Ok(Bound::LARGEST),
+                false => Err(StaysLocal::NotFinite),
             };
-            match recognise(graph, node) {
-                Ok(None) => {}
-                Err((kind, why)) => kept.push(keep(kind, None, why)),
-                Ok(Some(linear)) => match stays(&linear, demand) {
-                    None => found.push(linear),
-                    Some(why) => kept.push(keep(linear.kind, Some(linear.macs()), why)),
-                },
-            }
-        }
-        let known = |name: &String| {
-            kept.iter().any(|kept| kept.name == *name)
-                || found.iter().any(|linear| linear.name == *name)
-        };
-        if let Some(name) = demand.keep.iter().find(|name| !known(name)) {
-            return Err(PlanError::NoSuchLayer { name: name.clone() });
-        }
-        share_uploads(graph, found.iter_mut());
-        // Nothing is rounded to steps here.
-        let linears = found.into_iter().map(|linear| (linear, Bound::LARGEST));
-        let mut cut = Cut::new(graph, linears.collect())?;
+        let (mut found, kept) = place_all(graph, &order, &demand.keep, bound)?;
+        share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
+        let mut cut = Cut::new(graph, found)?;
         let layers: Vec<Layer> = cut.calls.iter_mut().map(layer).collect();
         let rounds = rounds(&cut)?;
         let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
         let program = program(Form::Words, specs, &rounds)?.with_held(Held::Floats);
+        let (program, answers) = match demand.audit() {
+            // A plan that sends nothing has no answers to commit to.
+            Some(_) if !rounds.is_empty() => {
+                let program = program.committing();
+                let answers = program.answers().map_err(PlanError::Commitment)?;
+                (program, Some(Arc::new(answers)))
+            }
+            Some(_) | None => (program, None),
+        };
         let mut plan = Self {
             model: model.digest(),
             digest: model.digest(),
@@ -110,6 +100,7 @@ impl Plan {
             rounds,
             cut,
             program,
+            answers,
             ports: (model.inputs().to_vec(), model.outputs().to_vec()),
         };
         plan.digest = Digest::of_plan(&plan.encode());
@@ -147,6 +138,11 @@ impl Plan {
             Sharing::Whole => 1,
             Sharing::TwoWorkers(_) => 2,
         }
+    }
+
+    /// How the answers of an inference are laid out in what a worker commits to; `None` where nothing is audited.
+    pub(super) fn answers(&self) -> Option<&Arc<Layout>> {
+        self.answers.as_ref()
     }
 
     /// The program of each worker.
@@ -306,14 +302,6 @@ impl Steps for Plan {
     fn rounds(&self) -> &[PlannedRound] {
         &self.rounds
     }
-}
-
-fn stays(linear: &Linear, demand: &Demand) -> Option<StaysLocal> {
-    if demand.keep.contains(&linear.name) {
-        return Some(StaysLocal::Policy);
-    }
-    let finite = linear.weights.iter().all(|weight| weight.is_finite());
-    (!finite).then_some(StaysLocal::NotFinite)
 }
 
 /// Takes the weights out of a call, and folds into them what rides along by channel.

@@ -1,19 +1,21 @@
 //! A session of the float mode: one inference at a time, with one worker or two.
 //!
-//! Answers are used as they come. Those that are drawn for an audit are kept as [`Provisional`] until somebody settles them.
+//! Answers are used as they come. Where they are audited, workers commit to those of every inference; [`Session::audit`] draws
+//! blocks of them afterwards and has them opened, each opening is a [`Provisional`] until somebody settles it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use larvatus_kernels::field::P;
-use larvatus_kernels::float::floats;
 use larvatus_kernels::keystream::{Key, Purpose};
+use larvatus_proto::commit::Root;
 use larvatus_proto::frame::{Frame, FrameLimits};
 use larvatus_proto::machine::{LinkEnd, Machine, Now};
 use larvatus_proto::program::WorkerModel;
 use larvatus_proto::words::{Heap, Memory, Words};
 
+use super::audit::{Challenge, Sealed};
 use super::flight::Flight;
 use super::masks::{Maker, Ticket};
 use super::plan::Plan;
@@ -56,10 +58,8 @@ pub struct Output {
     pub masked: u64,
     /// Of these, elements whose mask failed: what a worker saw of them tells more than that they lie in [−A, A].
     pub failed: u64,
-    /// Answers that may be audited; one a call and worker.
-    pub answers: usize,
-    /// Answers that were drawn.
-    pub drawn: usize,
+    /// Blocks of answers that may be drawn for an audit, those of all workers.
+    pub blocks: usize,
 }
 
 /// The trusted end of connections to one worker, or to two.
@@ -68,9 +68,11 @@ pub struct Session {
     models: Arc<Vec<WorkerModel>>,
     maker: Option<Maker>,
     tickets: VecDeque<Ticket>,
-    /// What draws audits; the session's own secret.
-    draws: Key,
-    drawn: u64,
+    /// Inferences that were committed to and not drawn from.
+    sealed: VecDeque<Sealed>,
+    /// Questions that are open: when they were asked, oldest first.
+    asked: Vec<(Challenge, Now)>,
+    questions: u64,
     provisional: VecDeque<Provisional>,
     lines: Vec<Conversation>,
     memory: Arc<dyn Memory>,
@@ -113,8 +115,9 @@ impl Session {
             models: Arc::new(models),
             maker: plan.demand().masks().map(|_| Maker::new(entropy, &plan)),
             tickets: VecDeque::new(),
-            draws: Key::new(*entropy.derive_for(AUDITS, plan.digest())),
-            drawn: 0,
+            sealed: VecDeque::new(),
+            asked: Vec::new(),
+            questions: 0,
             provisional: VecDeque::new(),
             memory: Arc::new(Heap),
             pool: Pool::default(),
@@ -160,7 +163,41 @@ impl Session {
         self.finished.pop_front()
     }
 
-    /// The oldest answer that was drawn for an audit and is not settled.
+    /// Draws blocks among the answers of inferences whose roots have come, and asks the workers to open them; how many were
+    /// drawn. `entropy` must be fresh: it decides what is drawn.
+    ///
+    /// Until it is called, the requests and answers of these inferences are kept; a worker keeps the last ones only, and then
+    /// refuses.
+    pub fn audit(&mut self, entropy: &Entropy, now: Now) -> usize {
+        let Some(fraction) = self.plan.demand().audit() else {
+            return 0;
+        };
+        let key = Key::new(*entropy.derive_for(AUDITS, self.plan.digest()));
+        let (mut number, mut drawn) = (0, 0);
+        while let Some(sealed) = self.sealed.pop_front() {
+            for line in 0..self.lines.len() {
+                let happens = || {
+                    number += 1;
+                    happens(&key, number, fraction)
+                };
+                for mut challenge in sealed.challenges(line, &self.plan, &self.models, happens) {
+                    drawn += challenge.len();
+                    challenge.number = self.questions;
+                    self.questions += 1;
+                    self.lines[line].say(challenge.question().into_frame());
+                    self.asked.push((challenge, now));
+                }
+            }
+        }
+        drawn
+    }
+
+    /// Blocks that workers were asked to open and have not.
+    pub fn owed(&self) -> usize {
+        self.asked.iter().map(|(asked, _)| asked.len()).sum()
+    }
+
+    /// The oldest opening that has come and is not settled.
     pub fn take_provisional(&mut self) -> Option<Provisional> {
         self.provisional.pop_front()
     }
@@ -232,6 +269,7 @@ impl Session {
         self.finished.extend(ids.map(|id| (id, Err(why.clone()))));
         self.tickets.clear();
         self.maker = None;
+        self.sealed.clear();
     }
 
     fn start(&mut self, now: Now) {
@@ -252,6 +290,7 @@ impl Session {
                     inference,
                     ticket,
                     awaited: None,
+                    past: Vec::new(),
                     begun,
                     output: Output {
                         run: session::Output {
@@ -264,8 +303,7 @@ impl Session {
                         },
                         masked: 0,
                         failed: 0,
-                        answers: self.plan.auditable(),
-                        drawn: 0,
+                        blocks: self.plan.auditable(),
                     },
                 });
                 self.advance(now);
@@ -311,7 +349,8 @@ impl Session {
                 self.start(now);
                 Ok(())
             }
-            Heard::Answer { call, words } => self.answer(line, call, &words, now),
+            Heard::Answer { call, root, words } => self.answer(line, call, (root, &words), now),
+            Heard::Opened { number, bytes } => self.opened(line, number, bytes),
         }
     }
 
@@ -319,7 +358,7 @@ impl Session {
         &mut self,
         line: usize,
         call: u64,
-        words: &Words,
+        answer: (Option<Root>, &Words),
         now: Now,
     ) -> Result<(), InferError> {
         let flight = self.flight.as_mut();
@@ -327,59 +366,31 @@ impl Session {
         let Some(flight) = open else {
             return Ok(self.lines[line].unasked()?);
         };
-        if flight.take(line, &self.plan, words, now)? {
-            self.draw();
-            if let Some(flight) = &mut self.flight {
-                flight.open(&self.plan, &self.pool)?;
+        if flight.take(line, &self.plan, answer, now)? {
+            if let Some(roots) = flight.open(&self.plan, &self.pool)? {
+                self.sealed.push_back(Sealed {
+                    inference: flight.id,
+                    roots,
+                    rounds: std::mem::take(&mut flight.past),
+                });
             }
             self.advance(now);
         }
         Ok(())
     }
 
-    /// Draws among the answers of the round that has just come in, before they are used.
-    fn draw(&mut self) {
-        let (Some(fraction), Some(flight)) = (self.plan.demand().audit(), &mut self.flight) else {
-            return;
+    /// Takes an opening; whether it holds is found when it is settled.
+    fn opened(&mut self, line: usize, number: u64, bytes: Vec<u8>) -> Result<(), InferError> {
+        let asked = |(challenge, _): &(Challenge, Now)| {
+            challenge.number == number && challenge.line() == line
         };
-        let Some(awaited) = &flight.awaited else {
-            return;
-        };
-        let round = &self.plan.rounds()[awaited.round];
-        let request = awaited.request.as_deref().unwrap_or_default();
-        let starts: Vec<usize> = round
-            .uploads
-            .iter()
-            .scan(0, |at, upload| {
-                let start = *at;
-                *at += upload.elements();
-                Some(start)
-            })
-            .collect();
-        for (line, answer) in awaited.answers.iter().enumerate() {
-            let mut at = 0;
-            for (id, from) in &round.calls {
-                let spec = &self.plan.layers()[id.index()].spec;
-                let place = at..at + spec.outputs();
-                at = place.end;
-                self.drawn += 1;
-                if !happens(&self.draws, self.drawn, fraction) {
-                    continue;
-                }
-                let request = request.get(starts[*from]..starts[*from] + spec.inputs());
-                let answer = answer.as_deref().and_then(|answer| answer.get(place));
-                if let (Some(request), Some(answer)) = (request, answer) {
-                    flight.output.drawn += 1;
-                    self.provisional.push_back(Provisional {
-                        inference: flight.id,
-                        line,
-                        layer: *id,
-                        models: Arc::clone(&self.models),
-                        request: floats(request).to_vec(),
-                        answer: floats(answer).to_vec(),
-                    });
-                }
+        match self.asked.iter().position(asked) {
+            Some(place) => {
+                let (challenge, _) = self.asked.remove(place);
+                self.provisional.push_back(challenge.opened(bytes));
+                Ok(())
             }
+            None => Ok(self.lines[line].unasked()?),
         }
     }
 }
@@ -413,12 +424,28 @@ impl Line<'_> {
         let call = open.map(|awaited| (awaited.sent, awaited.sent));
         self.conversation().awaited_since().or(call)
     }
+
+    /// Questions that are open.
+    fn asked(&self) -> impl Iterator<Item = &(Challenge, Now)> {
+        let asked = self.session.asked.iter();
+        asked.filter(|(challenge, _)| challenge.line() == self.line)
+    }
+
+    /// When the oldest open question is too old.
+    fn opening_due(&self) -> Option<Now> {
+        let asked = self.asked().map(|(_, asked)| *asked).min()?;
+        Some(self.conversation().times((asked, asked)).0)
+    }
 }
 
 impl Machine for Line<'_> {
     fn limits(&self) -> FrameLimits {
-        self.conversation()
-            .limits(self.session.models.get(self.line))
+        let mut limits = self
+            .conversation()
+            .limits(self.session.models.get(self.line));
+        let openings = self.asked().map(|(challenge, _)| challenge.words());
+        limits.words = openings.fold(limits.words, usize::max);
+        limits
     }
 
     fn lend(&mut self, memory: Arc<dyn Memory>) {
@@ -436,20 +463,28 @@ impl Machine for Line<'_> {
 
     fn transmit(&mut self, now: Now) -> Option<Frame> {
         let session = &mut *self.session;
-        let done = session.closing && session.flight.is_none() && session.waiting.is_empty();
+        let done = session.closing
+            && session.flight.is_none()
+            && session.waiting.is_empty()
+            && session.asked.is_empty();
         let model = session.models.get(self.line)?;
         session.lines[self.line].transmit(model, done, now)
     }
 
     fn deadline(&self) -> Option<Now> {
-        Some(self.conversation().times(self.since()?).0)
+        let reply = self.since().map(|since| self.conversation().times(since).0);
+        reply.into_iter().chain(self.opening_due()).min()
     }
 
     fn tick(&mut self, now: Now) {
-        if self.deadline().is_some_and(|deadline| now >= deadline) {
-            let why = self.conversation().timed_out();
-            self.session.end(self.line, &why);
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return;
         }
+        let why = match self.opening_due().is_some_and(|due| now >= due) {
+            true => self.conversation().waited_for("an opening"),
+            false => self.conversation().timed_out(),
+        };
+        self.session.end(self.line, &why);
     }
 
     fn disconnected(&mut self, why: LinkEnd, _now: Now) {

@@ -6,6 +6,7 @@
 //! roundings, as the kernels state; every run of a plan uses the same operators, so runs stay equal bit for bit.
 
 mod chain;
+mod constants;
 mod op;
 mod products;
 #[cfg(test)]
@@ -34,7 +35,8 @@ type Rule = fn(&TypedModel, &TypedNode) -> TractResult<Option<TypedModelPatch>>;
 
 /// Puts our operators where they fit.
 pub(super) fn replace(model: &mut TypedModel) -> TractResult<()> {
-    const RULES: [Rule; 10] = [
+    const RULES: [Rule; 11] = [
+        constants::constant,
         layer_norm,
         products::attention,
         products::product,

@@ -14,7 +14,10 @@ pub(crate) mod local;
 pub(crate) mod order;
 pub(crate) mod rounds;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use larvatus_proto::digest::Digest;
 use tract_onnx::prelude::*;
@@ -34,6 +37,12 @@ const MAX_EXTENT: u64 = 1 << 16;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(#[source] io::Error),
+    /// The file changed while it was read.
+    #[error("changed while it was read; try again")]
+    Changed,
     /// The bytes are no ONNX model.
     #[error("not an ONNX model: {message}; export the network to ONNX first")]
     NotOnnx {
@@ -107,6 +116,15 @@ pub struct Model {
 }
 
 impl Model {
+    /// Reads an ONNX file. Its bytes are in memory once, and not while the graph is made of them.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); and where the file cannot be read.
+    pub fn open(path: &Path, shapes: &[(String, Vec<usize>)]) -> Result<Self, ModelError> {
+        let file = || File::open(path).map(|file| Box::new(file) as Box<dyn Read>);
+        Self::made_of(&|| file().map_err(ModelError::Unreadable), shapes)
+    }
+
     /// Reads an ONNX model.
     ///
     /// `shapes` fixes the shape of inputs that the model leaves open. An open first dimension is
@@ -115,12 +133,22 @@ impl Model {
     /// # Errors
     /// [`ModelError`] where the bytes are no model that the engine takes.
     pub fn load(bytes: &[u8], shapes: &[(String, Vec<usize>)]) -> Result<Self, ModelError> {
-        let proto =
-            onnx()
-                .proto_model_for_read(&mut &*bytes)
-                .map_err(|err| ModelError::NotOnnx {
-                    message: innermost(&err),
-                })?;
+        Self::made_of(&|| Ok(Box::new(bytes)), shapes)
+    }
+
+    fn made_of<'a>(
+        source: &dyn Fn() -> Result<Box<dyn Read + 'a>, ModelError>,
+        shapes: &[(String, Vec<usize>)],
+    ) -> Result<Self, ModelError> {
+        let read = || {
+            let mut file = Digest::while_read(source()?);
+            let proto = onnx().proto_model_for_read(&mut file);
+            let proto = proto.map_err(|err| ModelError::NotOnnx {
+                message: innermost(&err),
+            })?;
+            Ok((file.finish(), proto))
+        };
+        let (digest, proto) = read()?;
         check_tensors(&proto)?;
         check_inputs(&proto)?;
         let names = |ports: &[pb::ValueInfoProto]| -> Vec<String> {
@@ -131,9 +159,12 @@ impl Model {
             .as_ref()
             .map(|g| names(&g.output))
             .unwrap_or_default();
-        let graph = guarded(|| typed(&proto, shapes, false)).or_else(|first| match first {
+        let graph = guarded(|| typed(proto, shapes, false)).or_else(|first| match first {
             // Shapes that the exporter wrote into the file may contradict the ones given here.
-            ModelError::Engine { .. } => guarded(|| typed(&proto, shapes, true)).map_err(|_| first),
+            ModelError::Engine { .. } => match read()? {
+                (again, _) if again != digest => Err(ModelError::Changed),
+                (_, proto) => guarded(|| typed(proto, shapes, true)).map_err(|_| first),
+            },
             other => Err(other),
         })?;
         check_facts(&graph)?;
@@ -161,7 +192,7 @@ impl Model {
             .map(|(o, ix)| port(*o, outputs.get::<usize>(ix)))
             .collect();
         Ok(Self {
-            digest: Digest::of_file(bytes),
+            digest,
             graph,
             inputs,
             outputs,
@@ -252,14 +283,18 @@ fn one_line(text: &str) -> String {
 }
 
 fn typed(
-    proto: &pb::ModelProto,
+    proto: pb::ModelProto,
     shapes: &[(String, Vec<usize>)],
     ignore_declared: bool,
 ) -> Result<TypedModel, ModelError> {
     let reader = onnx()
         .with_ignore_output_shapes(true)
         .with_ignore_value_info(ignore_declared);
-    let mut model = reader.parse(proto, None).map_err(|err| engine(&err))?.model;
+    let mut model = reader
+        .parse(&proto, None)
+        .map_err(|err| engine(&err))?
+        .model;
+    drop(proto);
     let inputs: Vec<(usize, String)> = model
         .input_outlets()
         .map_err(|err| engine(&err))?

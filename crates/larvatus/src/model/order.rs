@@ -44,35 +44,92 @@ impl Order {
         if to.is_empty() {
             return;
         }
-        let mut strides = vec![1_usize; self.shape.len()];
-        for axis in (1..self.shape.len()).rev() {
-            strides[axis - 1] = strides[axis] * self.shape[axis];
-        }
-        let sizes: Vec<usize> = self.axes.iter().map(|&axis| self.shape[axis]).collect();
-        let steps: Vec<usize> = self.axes.iter().map(|&axis| strides[axis]).collect();
-        let (Some((&inner, outer)), Some((&step, outer_steps))) =
-            (sizes.split_last(), steps.split_last())
-        else {
+        let mut axes = self.moves();
+        let Some(row) = axes.pop() else {
             to.copy_from_slice(from);
             return;
         };
-        let mut index = vec![0_usize; outer.len()];
-        let mut base = 0;
-        for row in to.chunks_exact_mut(inner) {
-            row.iter_mut()
-                .zip(from[base..].iter().step_by(step))
-                .for_each(|(to, from)| *to = *from);
-            for axis in (0..outer.len()).rev() {
-                index[axis] += 1;
-                base += outer_steps[axis];
-                if index[axis] < outer[axis] {
+        // Where neighbours in a row after are far apart before, so are neighbours in a column after where there are near ones
+        // before: squares of both stay in the cache.
+        let column = match row.before {
+            1 => None,
+            _ => axes.iter().position(|axis| axis.before == 1),
+        };
+        let column = column.map_or(Move::NONE, |at| axes.remove(at));
+        let mut index = vec![0_usize; axes.len()];
+        let (mut here, mut there) = (0, 0);
+        loop {
+            let (from, to) = (&from[here..], &mut to[there..]);
+            for high in (0..column.size).step_by(SQUARE) {
+                for wide in (0..row.size).step_by(SQUARE) {
+                    let end = row.size.min(wide + SQUARE);
+                    for line in high..column.size.min(high + SQUARE) {
+                        let from = &from[line * column.before + wide * row.before..];
+                        let to = &mut to[line * column.after..];
+                        let to = to[wide..end].iter_mut();
+                        to.zip(from.iter().step_by(row.before))
+                            .for_each(|(to, from)| *to = *from);
+                    }
+                }
+            }
+            let mut done = true;
+            for (axis, at) in axes.iter().zip(&mut index).rev() {
+                *at += 1;
+                here += axis.before;
+                there += axis.after;
+                if *at < axis.size {
+                    done = false;
                     break;
                 }
-                base -= outer[axis] * outer_steps[axis];
-                index[axis] = 0;
+                here -= axis.size * axis.before;
+                there -= axis.size * axis.after;
+                *at = 0;
+            }
+            if done {
+                return;
             }
         }
     }
+
+    /// The axes in the order after.
+    fn moves(&self) -> Vec<Move> {
+        let mut after = 1;
+        let mut moves: Vec<Move> = self
+            .axes()
+            .into_iter()
+            .rev()
+            .map(|(size, before)| {
+                let this = Move {
+                    size,
+                    before,
+                    after,
+                };
+                after *= size;
+                this
+            })
+            .collect();
+        moves.reverse();
+        moves
+    }
+}
+
+/// Elements of a side of the squares that are moved at a time.
+const SQUARE: usize = 32;
+
+/// An axis: its length, and its steps before and after.
+#[derive(Clone, Copy)]
+struct Move {
+    size: usize,
+    before: usize,
+    after: usize,
+}
+
+impl Move {
+    const NONE: Self = Self {
+        size: 1,
+        before: 0,
+        after: 0,
+    };
 }
 
 #[cfg(test)]
@@ -103,6 +160,33 @@ mod tests {
             (0..a).flat_map(|x| (0..b).flat_map(move |y| (0..c).map(move |z| (x, y, z))))
         {
             assert_eq!(to[(z * a + x) * b + y], from[(x * b + y) * c + z]);
+        }
+    }
+
+    #[test]
+    fn more_than_a_square_moves_as_one() {
+        for (shape, axes) in [
+            (vec![70, 45], vec![1, 0]),
+            (vec![3, 70, 45], vec![0, 2, 1]),
+            (vec![3, 70, 45], vec![2, 1, 0]),
+            (vec![40, 2, 33, 3], vec![2, 1, 0, 3]),
+            (vec![40, 2, 33, 3], vec![3, 0, 2, 1]),
+        ] {
+            let order = Order::new(shape.clone(), axes.clone()).expect("moves");
+            let from: Vec<usize> = (0..order.len()).collect();
+            let mut to = vec![usize::MAX; from.len()];
+            order.apply(&from, &mut to);
+            // The index of each element after, digit by digit.
+            for (place, element) in to.iter().enumerate() {
+                let mut rest = place;
+                let mut before = vec![0; shape.len()];
+                for axis in axes.iter().rev() {
+                    before[*axis] = rest % shape[*axis];
+                    rest /= shape[*axis];
+                }
+                let index = before.iter().zip(&shape).fold(0, |at, (i, n)| at * n + i);
+                assert_eq!(*element, index, "{shape:?} {axes:?}");
+            }
         }
     }
 }

@@ -189,9 +189,7 @@ fn weights(linear: &Linear) -> f64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WeightBytes {
-    /// The worker's upload, kept to send it and to send it again.
-    pub upload: u64,
-    /// The same integers by layer, from which a session's check vectors and the engine are made.
+    /// As integers: kept to upload them, and to make check vectors and the engine from.
     pub integers: u64,
     /// Packed for this machine, once it has made tickets or run the integer network itself.
     pub engine: u64,
@@ -200,13 +198,8 @@ pub struct WeightBytes {
 impl Plan {
     /// What the plan keeps of the model's weights.
     pub fn weight_bytes(&self) -> WeightBytes {
-        let planes = self
-            .layers()
-            .iter()
-            .flat_map(|layer| layer.weights.planes());
         WeightBytes {
-            upload: self.worker_model().blob().len() as u64,
-            integers: planes.map(|plane| plane.len() as u64).sum(),
+            integers: self.worker_model().blob().len() as u64,
             engine: self.prepared().map_or(0, Engine::bytes),
         }
     }

@@ -3,6 +3,7 @@
 mod cost;
 mod guarantee;
 mod paying;
+mod placing;
 mod rates;
 pub(crate) mod row;
 
@@ -10,19 +11,21 @@ use std::sync::{Arc, OnceLock};
 
 use larvatus_kernels::fixed::Bound;
 use larvatus_kernels::linear::{Shape, Weights};
+use larvatus_proto::commit::CommitError;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::program::{Form, LayerCall, LayerId, LayerSpec, Program, Round, WorkerModel};
 use larvatus_proto::wire::{DecodeError, Writer};
 
 pub use cost::{Cost, Estimate, WeightBytes};
 pub use guarantee::{ErrorBits, Guarantees, InputPrivacy};
+pub(crate) use placing::place_all;
 pub use rates::{LinkRates, LocalRates, Rates, RatesError, TrustedRates, WorkerRates};
 pub use row::Row;
 
 use crate::claim::Checked;
 use crate::engine::Engine;
 use crate::inference::Steps;
-use crate::model::linear::{Kind, Linear, StaysLocal, recognise, share_uploads};
+use crate::model::linear::{Kind, Linear, StaysLocal, share_uploads};
 use crate::model::order::Order;
 use crate::model::rounds::{Cut, Placed, Slot};
 use crate::model::{Model, ModelError};
@@ -45,6 +48,9 @@ pub enum PlanError {
     /// The plan exceeds what the protocol carries.
     #[error("plan: {0}")]
     Protocol(#[from] DecodeError),
+    /// The answers of an inference are more than a worker can commit to.
+    #[error("plan: answers to commit to: {0}")]
+    Commitment(CommitError),
     /// The plan has more uploads than tickets can number.
     #[error("plan: {got} uploads, {most} can be numbered")]
     TooManyUploads {
@@ -152,36 +158,15 @@ impl Plan {
     /// [`PlanError`] where the model cannot be cut or the plan cannot be carried.
     pub fn new(model: &Model, policy: &Policy) -> Result<Arc<Self>, PlanError> {
         let graph = model.graph();
-        let (mut found, mut kept) = (Vec::new(), Vec::new());
         let order = graph
             .eval_order()
             .map_err(|err| crate::model::engine(&err))?;
-        for &id in &order {
-            let node = graph.node(id);
-            let before = found.len();
-            let keep = |kind, macs, why| Kept {
-                name: node.name.clone(),
-                kind,
-                macs,
-                why,
-                before,
-            };
-            match recognise(graph, node) {
-                Ok(None) => {}
-                Err((kind, why)) => kept.push(keep(kind, None, why)),
-                Ok(Some(linear)) => match place(&linear, policy) {
-                    Ok(quantised) => found.push((linear, quantised)),
-                    Err(why) => kept.push(keep(linear.kind, Some(linear.macs()), why)),
-                },
-            }
-        }
-        let known = |name: &String| {
-            kept.iter().any(|kept| kept.name == *name)
-                || found.iter().any(|(linear, _)| linear.name == *name)
+        let quantised = |linear: &mut Linear| {
+            // From here on the integers stand for the weights.
+            let weights = std::mem::take(&mut linear.weights);
+            quantise(&linear.shape, &weights, policy.weights)
         };
-        if let Some(name) = policy.keep.iter().find(|name| !known(name)) {
-            return Err(PlanError::NoSuchLayer { name: name.clone() });
-        }
+        let (mut found, mut kept) = place_all(graph, &order, &policy.keep, quantised)?;
         if policy.offload == Offload::Paying {
             let linears: Vec<&Linear> = found.iter().map(|(linear, _)| linear).collect();
             let away = paying::choose(graph, &order, &linears, policy);
@@ -190,20 +175,20 @@ impl Plan {
         share_uploads(graph, found.iter_mut().map(|(linear, _)| linear));
         let (linears, quantised): (Vec<_>, Vec<_>) = found
             .into_iter()
-            .map(|(mut linear, quantised): (Linear, Quantised)| {
-                // From here on the integers stand for the weights.
-                linear.weights = Vec::new();
-                ((linear, quantised.bound), quantised)
-            })
+            .map(|(linear, quantised): (Linear, Quantised)| ((linear, quantised.bound), quantised))
             .unzip();
         let cut = Cut::new(graph, linears)?;
-        let layers = layers(&cut, quantised);
+        let mut layers = layers(&cut, quantised);
         let rounds = rounds(&cut)?;
         let form = form(policy);
         let specs = layers.iter().map(|layer| layer.spec.clone()).collect();
         let program = program(form, specs, &rounds)?;
         let weights: Vec<&Weights> = layers.iter().map(|layer| &layer.weights).collect();
         let worker_model = WorkerModel::new(program, &weights)?;
+        // Kept once: what is uploaded.
+        for (layer, weights) in layers.iter_mut().zip(worker_model.weights()?) {
+            layer.weights = weights;
+        }
         let repetitions = match policy.integrity() {
             Integrity::Unverified => 0,
             Integrity::Checked { bits } => {
@@ -365,14 +350,6 @@ impl Steps for Plan {
     fn rounds(&self) -> &[PlannedRound] {
         self.rounds()
     }
-}
-
-/// Whether a layer goes to a worker, and with which weights.
-fn place(linear: &Linear, policy: &Policy) -> Result<Quantised, StaysLocal> {
-    if policy.keep.contains(&linear.name) {
-        return Err(StaysLocal::Policy);
-    }
-    quantise(&linear.shape, &linear.weights, policy.weights)
 }
 
 /// Keeps the layers that are not `away`, at their place among those that stay anyway.

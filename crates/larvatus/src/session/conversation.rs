@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use larvatus_proto::VERSION;
+use larvatus_proto::commit::Root;
 use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{CHUNK, Frame, FrameLimits, MAX_HEAD, Reply, Request};
 use larvatus_proto::machine::{LinkEnd, Now};
@@ -69,8 +70,15 @@ pub(crate) enum Heard {
     Nothing,
     /// The worker takes calls from here on.
     Ready,
-    /// An answer to a call that was made; whether it still is open, the caller knows.
-    Answer { call: u64, words: Words },
+    /// An answer to a call that was made; whether it still is open, the caller knows. With a root only where the program
+    /// commits to its answers.
+    Answer {
+        call: u64,
+        root: Option<Root>,
+        words: Words,
+    },
+    /// Leaves that were asked for, or not; only where the program commits to its answers.
+    Opened { number: u64, bytes: Vec<u8> },
 }
 
 /// Frames nobody asked for that are borne with: duplicates that crossed a retry.
@@ -168,6 +176,11 @@ impl Conversation {
         self.outbox.push_back(frame);
     }
 
+    /// Says something that is no call.
+    pub(crate) fn say(&mut self, frame: Frame) {
+        self.outbox.push_back(frame);
+    }
+
     /// Sends a request again.
     pub(crate) fn repeat(&mut self, frame: Frame) {
         self.retries += 1;
@@ -189,6 +202,24 @@ impl Conversation {
             (State::Over(_) | State::Closed, _) => {}
             (_, Reply::Failed { call: _, message }) => {
                 return Err(WorkerFailed::Refused { message }.into());
+            }
+            (State::Answers, Reply::Opened { call, bytes }) if model.program().commits() => {
+                let number = call;
+                return Ok(Heard::Opened { number, bytes });
+            }
+            (State::Answers, Reply::Committed { call, root, words })
+                if model.program().commits() =>
+            {
+                self.made(call)?;
+                let root = Some(root);
+                return Ok(Heard::Answer { call, root, words });
+            }
+            (_, Reply::Committed { .. }) => {
+                return Err(WorkerMisbehaved::OutOfTurn {
+                    message: "a commitment",
+                    awaited: self.awaited(),
+                }
+                .into());
             }
             (_, Reply::Signs { .. } | Reply::Ran { .. } | Reply::Opened { .. }) => {
                 return Err(WorkerMisbehaved::OutOfTurn {
@@ -233,11 +264,9 @@ impl Conversation {
                 return Ok(Heard::Ready);
             }
             (State::Answers, Reply::Answer { call, words }) => {
-                let made = self.next_call;
-                if call >= made {
-                    return Err(WorkerMisbehaved::UnknownCall { call, made }.into());
-                }
-                return Ok(Heard::Answer { call, words });
+                self.made(call)?;
+                let root = None;
+                return Ok(Heard::Answer { call, root, words });
             }
             // What crossed a retry of ours is old news, not a lie; a stream of it is.
             (State::Verdict(_) | State::Upload { .. } | State::Answers, Reply::Welcome { .. })
@@ -255,6 +284,7 @@ impl Conversation {
                     | Reply::Failed { .. }
                     | Reply::Signs { .. }
                     | Reply::Ran { .. }
+                    | Reply::Committed { .. }
                     | Reply::Opened { .. } => "a reply",
                 };
                 return Err(WorkerMisbehaved::OutOfTurn {
@@ -265,6 +295,15 @@ impl Conversation {
             }
         }
         Ok(Heard::Nothing)
+    }
+
+    /// That a call was made.
+    fn made(&self, call: u64) -> Result<(), WorkerMisbehaved> {
+        let made = self.next_call;
+        match call < made {
+            true => Ok(()),
+            false => Err(WorkerMisbehaved::UnknownCall { call, made }),
+        }
     }
 
     /// A frame that is none: of a worker a lie, of a stranger that has not greeted just noise.
@@ -368,8 +407,13 @@ impl Conversation {
 
     /// Why it ends where a reply took too long.
     pub(crate) fn timed_out(&self) -> InferError {
+        self.waited_for(self.awaited())
+    }
+
+    /// Why it ends where this took too long.
+    pub(crate) fn waited_for(&self, awaited: &'static str) -> InferError {
         WorkerFailed::TimedOut {
-            awaited: self.awaited(),
+            awaited,
             within: self.answer_within,
         }
         .into()

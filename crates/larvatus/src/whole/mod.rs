@@ -248,7 +248,8 @@ impl Lowering {
         let maxima = self.builder.maxima(&name, input, scales);
         let residual = layer.placed.residual.map(|slot| self.slot(slot, &name));
         let residual = residual.transpose()?.map(|residual| residual.source);
-        let planes = layer.weights.planes().concat();
+        let planes = layer.weights.planes().iter().flat_map(|plane| &**plane);
+        let planes = planes.copied().collect();
         let weights = self.builder.constant(Data::I8(planes));
         let factor = self.builder.constant(Data::F32(layer.factor.clone()));
         let bias = tail.bias.clone();

@@ -26,6 +26,12 @@ pub(super) fn signature(reader: &mut Reader<'_>) -> Result<[u8; SIGNATURE], Deco
     Ok(signature)
 }
 
+/// Leaves as two words each; [`leaves`] reads them.
+pub(super) fn places<'a>(leaves: impl IntoIterator<Item = &'a LeafId>) -> Words {
+    let words = leaves.into_iter().flat_map(|leaf| [leaf.tensor, leaf.leaf]);
+    words.collect::<Vec<_>>().into()
+}
+
 pub(super) fn leaves(words: Words, count: usize) -> Result<Vec<LeafId>, DecodeError> {
     if words.len() != 2 * count {
         return Err(DecodeError::Inconsistent {

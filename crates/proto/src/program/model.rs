@@ -1,7 +1,9 @@
 //! A program with its weights, as it is uploaded.
 
+use std::sync::Arc;
+
 use larvatus_kernels::float::{FloatLinear, channels};
-use larvatus_kernels::linear::{Share, Split, Weights};
+use larvatus_kernels::linear::{Plane, Share, Split, Weights};
 
 use super::{Form, Held, LayerId, LayerSpec, MAX_PROGRAM, Program, SEED, consistent, limit};
 use crate::digest::Digest;
@@ -11,7 +13,7 @@ use crate::wire::DecodeError;
 #[derive(Clone, Debug)]
 pub struct WorkerModel {
     program: Program,
-    blob: Vec<u8>,
+    blob: Arc<Vec<u8>>,
     program_bytes: usize,
     digest: Digest,
 }
@@ -24,9 +26,13 @@ impl WorkerModel {
     pub fn new(program: Program, weights: &[&Weights]) -> Result<Self, DecodeError> {
         consistent("layers with weights", program.layers.len(), weights.len())?;
         let program = program.with_held(Held::Planes);
-        let mut blob = program.encode();
-        let program_bytes = blob.len();
+        let encoded = program.encode();
+        let program_bytes = encoded.len();
         limit("program bytes", program_bytes, MAX_PROGRAM)?;
+        let planes = weights.iter().flat_map(|weights| weights.planes());
+        let bytes: usize = planes.map(|plane| plane.len()).sum();
+        let mut blob = Vec::with_capacity(program_bytes + bytes);
+        blob.extend(encoded);
         for (layer, weights) in program.layers.iter().zip(weights) {
             consistent("planes", usize::from(layer.planes), weights.planes().len())?;
             for plane in weights.planes() {
@@ -34,13 +40,7 @@ impl WorkerModel {
                 blob.extend(plane.iter().map(|w| w.cast_unsigned()));
             }
         }
-        let digest = Digest::of_model(&blob);
-        Ok(Self {
-            program,
-            blob,
-            program_bytes,
-            digest,
-        })
+        Ok(Self::sealed(program, blob, program_bytes))
     }
 
     /// The same program for the worker that holds the second share of its weights. The encoding
@@ -107,7 +107,7 @@ impl WorkerModel {
         let digest = Digest::of_model(&blob);
         Self {
             program,
-            blob,
+            blob: Arc::new(blob),
             program_bytes,
             digest,
         }
@@ -152,7 +152,7 @@ impl WorkerModel {
         }
         Ok(Self {
             program,
-            blob,
+            blob: Arc::new(blob),
             program_bytes,
             digest,
         })
@@ -242,7 +242,7 @@ impl WorkerModel {
         FloatLinear::new(shape, weights, bias).map_err(|_| held_otherwise())
     }
 
-    /// The weights, layer by layer, where they are the model's own.
+    /// The weights, layer by layer, where they are the model's own. They share the upload's memory.
     ///
     /// # Errors
     /// [`DecodeError::Shape`] where the kernels refuse them; [`DecodeError::Inconsistent`] where this
@@ -251,30 +251,29 @@ impl WorkerModel {
         if self.program.held != Held::Planes {
             return Err(held_otherwise());
         }
-        let mut rest = self.blob.get(self.program_bytes..).unwrap_or_default();
-        let mut all = Vec::with_capacity(self.program.layers.len());
-        for (index, layer) in self.program.layers.iter().enumerate() {
-            let mut planes = Vec::new();
-            for _ in 0..layer.planes {
-                let (plane, tail) =
-                    rest.split_at_checked(layer.shape.weights())
-                        .ok_or_else(|| DecodeError::Truncated {
-                            offset: self.blob.len() - rest.len(),
-                            needed: layer.shape.weights(),
-                            left: rest.len(),
-                        })?;
-                planes.push(plane.iter().map(|w| w.cast_signed()).collect());
-                rest = tail;
-            }
-            let weights = Weights::new(planes, u32::from(layer.shift)).map_err(|source| {
-                DecodeError::Shape {
+        let mut at = self.program_bytes;
+        let mut plane = |count: usize| {
+            let cut = || DecodeError::Truncated {
+                offset: at,
+                needed: count,
+                left: self.blob.len() - at,
+            };
+            let end = at.checked_add(count).ok_or_else(cut)?;
+            let plane = Plane::of(&self.blob, at..end).ok_or_else(cut)?;
+            at = end;
+            Ok(plane)
+        };
+        let layers = self.program.layers.iter().enumerate();
+        layers
+            .map(|(index, layer)| {
+                let planes = (0..layer.planes).map(|_| plane(layer.shape.weights()));
+                let planes = planes.collect::<Result<Vec<_>, DecodeError>>()?;
+                Weights::new(planes, u32::from(layer.shift)).map_err(|source| DecodeError::Shape {
                     layer: index,
                     source,
-                }
-            })?;
-            all.push(weights);
-        }
-        Ok(all)
+                })
+            })
+            .collect()
     }
 }
 

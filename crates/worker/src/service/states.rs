@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use larvatus_graph::Graph;
 use larvatus_graph::encode::MAX_GRAPH;
+use larvatus_proto::commit::{LeafId, Root};
 use larvatus_proto::digest::Digest;
 use larvatus_proto::frame::{CHUNK, Reply, Run, Seed};
 use larvatus_proto::order::Summons;
@@ -194,6 +195,24 @@ impl State {
             Role::Dealer => Err(Refused::OnlyDeals),
         };
         self.compute(cx, call, computed)
+    }
+
+    pub(super) fn show(
+        self,
+        cx: &mut Context,
+        number: u64,
+        root: Root,
+        leaves: Vec<LeafId>,
+    ) -> Self {
+        self.compute(cx, number, |_, cx| {
+            cx.has_room()?;
+            cx.outbox.push_back(Pending::Show {
+                number,
+                root,
+                leaves,
+            });
+            Ok(())
+        })
     }
 
     pub(super) fn deal(

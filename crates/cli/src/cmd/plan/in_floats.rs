@@ -2,10 +2,11 @@
 
 use anyhow::{Result, ensure};
 use larvatus::faithful::{Demand, Plan};
+use larvatus::policy::Preset;
 use serde_json::json;
 
-use super::super::{load, shapes};
-use super::print_rows;
+use super::super::{load, rates, shapes};
+use super::{Forecast, print_rows, tell};
 use crate::Verdict;
 use crate::args::Plan as Args;
 use crate::report::{Floats, LeakField};
@@ -19,6 +20,23 @@ pub(super) fn run(args: &Args, demand: &Demand) -> Result<Verdict> {
     );
     let model = load(&args.job.model, &shapes(&args.job.shape)?)?;
     let plan = Plan::new(&model, demand)?;
+    // The exact mode with as many workers sends the same layers in the same round trips, in as many words.
+    let forecast = match &args.job.rates {
+        Some(path) => {
+            let preset = match (plan.demand().masks(), plan.workers()) {
+                (None, _) => Preset::Clear,
+                (Some(_), 1) => Preset::Slalom,
+                (Some(_), _) => Preset::VerisplitExact,
+            };
+            let mut policy = preset.policy();
+            policy.rates = rates(path)?;
+            Some(Forecast::new(
+                &model,
+                &super::super::plan(&model, &policy)?,
+            )?)
+        }
+        None => None,
+    };
     let rows = plan.rows();
     let floats = Floats {
         bits_left: plan.demand().bits_left(),
@@ -40,6 +58,7 @@ pub(super) fn run(args: &Args, demand: &Demand) -> Result<Verdict> {
             "soundness_bits": 0.0,
             "floats": floats,
             "guarantee": plan.guarantee(),
+            "predicted": forecast.as_ref().map(Forecast::json),
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(Verdict::Accepted);
@@ -63,5 +82,6 @@ pub(super) fn run(args: &Args, demand: &Demand) -> Result<Verdict> {
     );
     floats.print();
     println!("guarantee: {}", plan.guarantee());
+    tell(forecast.as_ref());
     Ok(Verdict::Accepted)
 }

@@ -179,7 +179,7 @@ impl Home {
         }
     }
 
-    /// Runs all inputs; each one's audits come after its output.
+    /// Runs all inputs. Blocks of each one's answers are drawn once its output is there, and settled as they are opened.
     fn infer(
         &mut self,
         args: &Args,
@@ -219,7 +219,9 @@ impl Home {
                 }
             };
             failed += output.failed;
-            audit.answers += output.answers;
+            audit.blocks += output.blocks;
+            self.session
+                .audit(&Entropy::new(entropy()?), self.clock.now());
             results.singles.push(single(&output));
             results.of.push(index);
             results.tensors.push(output.run.tensors);
@@ -227,6 +229,15 @@ impl Home {
             if lie.is_some() {
                 break;
             }
+        }
+        while lie.is_none() && self.session.owed() > 0 {
+            self.step(STEP)?;
+            if let Some(why) = self.session.failure() {
+                let why = anyhow::Error::from(why.clone());
+                let owed = self.session.owed();
+                return Err(why.context(format!("{owed} blocks of answers were not opened")));
+            }
+            lie = self.settle(&mut audit)?;
         }
         if lie.is_none() {
             self.goodbye();
@@ -258,7 +269,7 @@ impl Home {
         }
     }
 
-    /// Recomputes the answers that were drawn.
+    /// Settles the openings that have come.
     fn settle(&mut self, audit: &mut FloatAudit) -> Result<Option<Lie>> {
         let before = process_cpu();
         let mut lie = None;
@@ -266,7 +277,7 @@ impl Home {
             let line = provisional.line();
             match provisional.settle() {
                 Ok(settled) => {
-                    audit.settled += 1;
+                    audit.settled += settled.blocks;
                     audit.deviation = audit.deviation.max(settled.used);
                 }
                 Err(what) => {
@@ -305,12 +316,7 @@ fn single(output: &Output) -> Single {
 /// A report before anything was measured.
 fn blank(plan: &Plan, preset: &str) -> Report {
     Report {
-        model: plan.model().to_string(),
         plan: plan.digest().to_string(),
-        preset: preset.to_owned(),
-        verdict: VerdictField::Accepted("accepted"),
-        // Nothing is checked before it is used.
-        soundness_bits: 0.0,
         input_privacy: match plan.demand().masks() {
             Some(_) => "leaks".to_owned(),
             None => "none".to_owned(),
@@ -320,19 +326,7 @@ fn blank(plan: &Plan, preset: &str) -> Report {
             _ => "leaks".to_owned(),
         },
         guarantee: plan.guarantee(),
-        trusted_cpu_ms: Cpu::default(),
-        wall_ms: 0.0,
-        waiting_ms: 0.0,
-        bytes: Bytes::default(),
-        round_trips: 0,
-        memory: Memory::default(),
         layers: layers(plan.rows(), preset),
-        worker: None,
-        tickets: None,
-        audit: None,
-        floats: None,
-        frames: None,
-        finished_here: 0,
-        inferences: Vec::new(),
+        ..Report::blank(plan.model(), preset)
     }
 }

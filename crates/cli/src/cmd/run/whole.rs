@@ -1,6 +1,6 @@
 //! `larvatus run --preset whole-audited`: the whole network at the worker, in clear, audited later.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,18 +9,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::ProgressBar;
-use larvatus::audit::{Done, Fraction, Ledger, Outcome, Provisional, Terms};
+use larvatus::audit::{self, Fraction, Ledger, Outcome, Provisional, Terms};
 use larvatus::error::{InferError, WorkerMisbehaved};
+use larvatus::exact::run_exact;
 use larvatus::model::Model;
 use larvatus::tensor::Tensor;
 use larvatus::whole::Whole;
-use larvatus_host::{entropy, process_cpu};
+use larvatus_host::{entropy, process_cpu, thread_cpu};
 use larvatus_proto::receipt::PublicKey;
 
-use super::{Args, Named, Names, Results, finish};
+use super::{Args, Named, Names, Results, finish, plan};
 use crate::Verdict;
-use crate::auditing::{Attempt, Line, Where, audit, give_up, ledger};
-use crate::driver::{millis, progress};
+use crate::auditing::{Attempt, Line, Where, give_up, ledger};
+use crate::driver::{millis, next_here, overdue, progress};
+use crate::feed::Feed;
 use crate::memory::Memory;
 use crate::parties::{Parties, receipt_key};
 use crate::report::{AuditField, Bytes, Cpu, Report, Single, VerdictField};
@@ -33,7 +35,8 @@ const STEP: Duration = Duration::from_millis(200);
 struct Ran {
     tensors: Vec<Arc<Tensor>>,
     took: Duration,
-    number: u64,
+    /// The record that is kept of it; none where it was computed here.
+    number: Option<u64>,
 }
 
 pub(super) fn run(
@@ -60,11 +63,12 @@ pub(super) fn run(
     let fraction = Fraction::new(auditing.audit)
         .ok_or_else(|| anyhow!("--audit {} is not above 0 and at most 1", auditing.audit))?;
     let key = auditing.worker_key.as_deref().map(str::parse).transpose()?;
+    let deadline = super::deadline(args)?;
     let cpu = process_cpu();
     let whole = Whole::new(model, &named.policy)?;
     let terms = Arc::new(Terms::new(whole.model().clone(), fraction)?);
     let signer = Arc::new(receipt_key(auditing.receipt_key.as_deref(), "receipt.key")?);
-    let ledger = Arc::new(ledger(folder, signer)?);
+    let ledger = Arc::new(ledger(folder, signer, auditing.judge.as_deref())?);
     ledger.keep_model(whole.model())?;
     let mut packed = Vec::with_capacity(inputs.len());
     for input in inputs {
@@ -72,7 +76,6 @@ pub(super) fn run(
         let bytes = whole.model().graph().pack_inputs(&values);
         packed.push(bytes.context("an input that the graph does not take")?);
     }
-    let offline = millis(process_cpu() - cpu);
     let own = match args.worker.is_empty() {
         true => Some(OwnWorker::start(None)?),
         false => None,
@@ -84,7 +87,7 @@ pub(super) fn run(
         &args.worker
     };
     let mut report = report(model, named, &terms);
-    let before = (process_cpu(), Instant::now());
+    let before = Instant::now();
     let work = Work {
         args,
         parties,
@@ -93,85 +96,195 @@ pub(super) fn run(
         ledger: &ledger,
         key,
         packed: &packed,
+        until: deadline.map(|within| (before + within, within)),
+    };
+    let mut done = Done {
+        feed: Feed::new(inputs.len(), super::camera(args)?),
+        outputs: inputs.iter().map(|_| None).collect(),
+        bytes: Bytes::default(),
+        audits: Audits::default(),
+        online: Duration::ZERO,
+        worker: None,
     };
     let mut failures = Vec::new();
+    let mut lie = None;
     for address in workers {
-        let tried = work.through(address, inputs.len())?;
-        let (ran, worker, bytes, audits) = match tried {
-            Ok(done) => done,
-            Err(End::Failed(why)) => {
-                failures.push(format!("{address}: {why}"));
-                continue;
-            }
+        if let Some(why) = work.overdue() {
+            failures.push(why);
+            break;
+        }
+        match work.through(address, &mut done)? {
+            Ok(()) => break,
+            Err(End::Failed(why)) => failures.push(format!("{address}: {why}")),
             Err(End::Lied(what)) => {
-                report.worker = Some(address.clone());
                 report.verdict = VerdictField::Lie {
                     worker: address.clone(),
                     layer: None,
                     lie: what.kind().to_owned(),
                 };
-                super::write_report(args, &report)?;
-                return Ok(Verdict::Rejected(format!("worker {address} lied: {what}")));
+                report.worker = Some(address.clone());
+                lie = Some(format!("worker {address} lied: {what}"));
+                break;
             }
+        }
+        done.feed.give_back();
+    }
+    let over = done.feed.is_over();
+    if !over && lie.is_none() && !args.finish_locally {
+        bail!("no worker could do it: {}", failures.join("; "));
+    }
+    for failure in &failures {
+        let then = match over {
+            true => "the next one stepped in",
+            false => "no other served",
         };
-        for failure in &failures {
-            eprintln!("larvatus: worker failed, the next one stepped in: {failure}");
+        eprintln!("larvatus: worker failed, {then}: {failure}");
+    }
+    if args.finish_locally {
+        done.distrust(lie.is_some());
+        report.finished_here = finish_here(model, named, inputs, &mut done)?;
+        if report.finished_here > 0 {
+            let (here, all) = (report.finished_here, inputs.len());
+            eprintln!("larvatus: {here} of {all} inferences were finished here, without a worker");
         }
-        report.worker = Some(worker.name.clone());
-        let records = ran.iter().map(|ran| ran.number).collect();
-        let field = AuditField::new(&terms, folder, worker.key, records, &audits);
-        if let Some((number, lie)) = audits.lies.first() {
-            report.verdict = VerdictField::Lie {
-                worker: worker.name.clone(),
-                layer: None,
-                lie: lie.clone(),
-            };
-            report.audit = Some(field);
-            super::write_report(args, &report)?;
-            let worker = &worker.name;
-            return Ok(Verdict::Rejected(format!(
-                "worker {worker} lied, record {number}: {lie}"
-            )));
-        }
-        if let Some((number, why)) = audits.given_up.first() {
-            bail!("the worker did not open record {number}, which is not settled: {why}");
-        }
-        report.verdict = VerdictField::Accepted(match auditing.audit_now {
-            true => "settled",
-            false => "provisional",
-        });
+    }
+    if let Some(worker) = &done.worker {
+        let records = done.outputs.iter().flatten().filter_map(|ran| ran.number);
+        let audits = &done.audits;
+        let field = AuditField::new(&terms, folder, worker.key, records.collect(), audits);
         report.audit = Some(field);
+        let name = &worker.name;
+        if let Some((number, what)) = audits.lies.first() {
+            report.verdict = VerdictField::Lie {
+                worker: name.clone(),
+                layer: None,
+                lie: what.clone(),
+            };
+            lie.get_or_insert_with(|| format!("worker {name} lied, record {number}: {what}"));
+        }
+        report.worker.get_or_insert_with(|| name.clone());
+    }
+    if lie.is_some() && !args.finish_locally {
+        super::write_report(args, &report)?;
+    }
+    match lie {
+        Some(why) if !args.finish_locally => return Ok(Verdict::Rejected(why)),
+        Some(_) => {}
+        None => {
+            if let Some((number, why)) = done.audits.given_up.first() {
+                bail!("the worker did not open record {number}, which is not settled: {why}");
+            }
+            report.verdict =
+                VerdictField::Accepted(match (report.finished_here, auditing.audit_now) {
+                    (here, _) if here == inputs.len() => "accepted",
+                    (_, true) => "settled",
+                    (_, false) => "provisional",
+                });
+        }
+    }
+    let cpu = Cpu {
+        online: millis(done.online),
+        offline: millis((process_cpu() - cpu).saturating_sub(done.online)),
+    };
+    let results = done.results(cpu, before.elapsed());
+    names.outputs = whole.outputs().to_vec();
+    let verdict = finish(args, report, results, &names)?;
+    Ok(lie.map_or(verdict, Verdict::Rejected))
+}
+
+/// Computes what is open without a worker: the same integer network, so the same bits. How many.
+fn finish_here(
+    model: &Model,
+    named: &Named,
+    inputs: &[Vec<Tensor>],
+    done: &mut Done,
+) -> Result<usize> {
+    let mut here = 0;
+    let mut split = None;
+    while let Some(at) = next_here(&mut done.feed) {
+        let layers = match split.take() {
+            Some(layers) => layers,
+            None => plan(model, &named.policy)?,
+        };
+        let (started, cpu) = (Instant::now(), process_cpu());
+        let tensors = run_exact(&layers, inputs[at].clone());
+        split = Some(layers);
+        done.online += process_cpu() - cpu;
+        done.outputs[at] = Some(Ran {
+            tensors: tensors.with_context(|| format!("input {}", at + 1))?,
+            took: started.elapsed(),
+            number: None,
+        });
+        done.feed.finish(at, Instant::now());
+        here += 1;
+    }
+    Ok(here)
+}
+
+/// What is done so far, whoever did it.
+struct Done {
+    feed: Feed,
+    outputs: Vec<Option<Ran>>,
+    bytes: Bytes,
+    audits: Audits,
+    /// CPU time of the inferences, audits in the background not counted.
+    online: Duration,
+    /// The last that ran something.
+    worker: Option<Worker>,
+}
+
+impl Done {
+    /// Opens what is not to be believed: everything where a worker was caught lying meanwhile, otherwise what an audit found wrong
+    /// or could not settle; and what was taken and not finished.
+    fn distrust(&mut self, everything: bool) {
+        let Audits { lies, given_up, .. } = &self.audits;
+        let found = |number| lies.iter().chain(given_up).any(|(of, _)| *of == number);
+        for (at, ran) in self.outputs.iter_mut().enumerate() {
+            let number = ran.as_ref().and_then(|ran| ran.number);
+            if number.is_some_and(|number| everything || found(number)) {
+                *ran = None;
+                self.feed.take_up(vec![at]);
+            }
+        }
+        self.feed.give_back();
+    }
+
+    /// What there is, in the order of the inputs.
+    fn results(self, cpu: Cpu, wall: Duration) -> Results {
         let mut results = Results {
-            of: (0..inputs.len()).collect(),
-            kept: None,
+            of: vec![],
+            kept: self.feed.kept(),
             tensors: vec![],
             singles: vec![],
-            cpu: Cpu {
-                online: millis(process_cpu() - before.0),
-                offline,
-            },
-            wall: before.1.elapsed(),
+            cpu,
+            wall,
             memory: Memory::of_process(),
         };
-        let each = ran.len().max(1) as u64;
-        for ran in ran {
+        let sent = |ran: &Ran| ran.number.is_some();
+        let all = self.outputs.iter().flatten().filter(|ran| sent(ran));
+        let each = all.count().max(1) as u64;
+        for (of, ran) in self.outputs.into_iter().enumerate() {
+            let Some(ran) = ran else { continue };
+            let (waited, bytes) = match sent(&ran) {
+                true => (ran.took, &self.bytes),
+                false => (Duration::ZERO, &Bytes { up: 0, down: 0 }),
+            };
+            results.of.push(of);
             results.singles.push(Single {
                 input: String::new(),
                 wall_ms: millis(ran.took),
-                waiting_ms: millis(ran.took),
+                waiting_ms: millis(waited),
                 bytes: Bytes {
                     up: bytes.up / each,
                     down: bytes.down / each,
                 },
-                round_trips: 1,
+                round_trips: usize::from(sent(&ran)),
                 top: None,
             });
             results.tensors.push(ran.tensors);
         }
-        names.outputs = whole.outputs().to_vec();
-        return finish(args, report, results, &names);
+        results
     }
-    bail!("no worker could do it: {}", failures.join("; "))
 }
 
 fn report(model: &Model, named: &Named, terms: &Terms) -> Report {
@@ -210,6 +323,8 @@ pub(crate) struct Audits {
     pub(crate) settled: u64,
     pub(crate) lies: Vec<(u64, String)>,
     pub(crate) given_up: Vec<(u64, String)>,
+    /// CPU time of their thread.
+    cpu: Duration,
 }
 
 struct Work<'a> {
@@ -220,16 +335,28 @@ struct Work<'a> {
     ledger: &'a Arc<Ledger>,
     key: Option<PublicKey>,
     packed: &'a [Vec<u8>],
+    /// When workers are not waited for any longer, and how long that is.
+    until: Option<(Instant, Duration)>,
 }
 
-type Through = (Vec<Ran>, Worker, Bytes, Audits);
-
 impl Work<'_> {
+    /// Why workers are not waited for any longer, if that is so.
+    fn overdue(&self) -> Option<String> {
+        let (_, within) = self.until.filter(|(end, _)| Instant::now() >= *end)?;
+        Some(overdue(within))
+    }
+
+    /// What is left of the time for workers, at most this.
+    fn left(&self, most: Duration) -> Duration {
+        let left = |(end, _): (Instant, _)| end.saturating_duration_since(Instant::now());
+        self.until.map_or(most, |until| most.min(left(until)))
+    }
+
     fn place<'a>(&'a self, address: &'a str, key: Option<PublicKey>) -> Where<'a> {
         Where {
             address,
             parties: self.parties,
-            within: Duration::from_secs(self.args.timeout.max(1)),
+            within: self.left(Duration::from_secs(self.args.timeout.max(1))),
             key,
         }
     }
@@ -241,8 +368,8 @@ impl Work<'_> {
         }
     }
 
-    /// All inputs through one worker.
-    fn through(&self, address: &str, inputs: usize) -> Result<Result<Through, End>> {
+    /// All inputs that are open through one worker.
+    fn through(&self, address: &str, done: &mut Done) -> Result<Result<(), End>> {
         let bar = self.bar("the network to the worker", 0, "{bytes}/{total_bytes}");
         let place = self.place(address, self.key);
         let line = Line::open(&place, self.terms, self.ledger.signer(), &bar)?;
@@ -258,55 +385,72 @@ impl Work<'_> {
             true => Some(Background::start(self, address, key)?),
             false => None,
         };
-        let moved = line.traffic();
-        let ran = self.infer(&mut line, inputs, background.as_ref())?;
+        let (moved, before) = (line.traffic(), process_cpu());
+        let audited = done.audits.cpu;
+        let ran = self.infer(&mut line, done, background.as_ref())?;
         let now = line.traffic();
-        let bytes = Bytes {
-            up: now.sent_bytes - moved.sent_bytes,
-            down: now.received_bytes - moved.received_bytes,
-        };
-        let audits = background.map_or_else(|| Ok(Audits::default()), Background::finish)?;
-        Ok(match ran {
-            Ok(ran) => {
-                line.close();
-                Ok((ran, Worker { name, key }, bytes, audits))
-            }
-            Err(why) => Err(why.into()),
-        })
+        done.bytes.up += now.sent_bytes - moved.sent_bytes;
+        done.bytes.down += now.received_bytes - moved.received_bytes;
+        done.worker = Some(Worker { name, key });
+        if let Some(background) = background {
+            let audits = background.finish()?;
+            done.audits.settled += audits.settled;
+            done.audits.lies.extend(audits.lies);
+            done.audits.given_up.extend(audits.given_up);
+            done.audits.cpu += audits.cpu;
+        }
+        done.online += (process_cpu() - before).saturating_sub(done.audits.cpu - audited);
+        if ran.is_ok() {
+            line.close();
+        }
+        Ok(ran)
     }
 
-    /// Runs the inputs, several in flight; a record is kept before its output is used.
+    /// Runs the inputs that come, several in flight; a record is kept before its output is used.
     fn infer(
         &self,
         line: &mut Line,
-        inputs: usize,
+        done: &mut Done,
         background: Option<&Background>,
-    ) -> Result<Result<Vec<Ran>, InferError>> {
-        let mut numbers = self.ledger.reserve(inputs as u64)?;
-        let mut waiting = self.packed.iter();
-        let mut flying = VecDeque::new();
-        let mut outputs = Vec::with_capacity(inputs);
-        let bar = self.bar("inferences", inputs as u64, "{pos}/{len}");
-        while outputs.len() < inputs {
+    ) -> Result<Result<(), End>> {
+        let feed = &mut done.feed;
+        let open = feed.upcoming() as u64;
+        let mut numbers = self.ledger.reserve(open)?;
+        let mut flying = BTreeMap::new();
+        let bar = self.bar("inferences", open, "{pos}/{len}");
+        loop {
+            feed.arrive(Instant::now());
+            if feed.is_over() {
+                break;
+            }
+            if let Some(why) = self.overdue() {
+                return Ok(Err(End::Failed(why)));
+            }
             while flying.len() < self.args.window
-                && let Some(input) = waiting.next()
+                && let Some(at) = feed.take()
             {
                 let number = numbers.next().context("a number for each input")?;
                 let now = line.clock.now();
-                let call = line.remote.run(number, entropy()?, input.clone(), now);
-                flying.push_back(call.context("an input that the graph does not take")?);
+                let input = self.packed[at].clone();
+                let call = line.remote.run(number, entropy()?, input, now);
+                let call = call.context("an input that the graph does not take")?;
+                flying.insert(call, at);
             }
-            if let Err(why) = line.step(STEP)? {
-                return Ok(Err(why));
+            let pause = feed.pause(Instant::now()).unwrap_or(STEP);
+            if let Err(why) = line.step(self.left(STEP.min(pause)))? {
+                return Ok(Err(why.into()));
             }
-            while let Some(done) = line.remote.poll() {
-                let Done::Ran { call, record, took } = done else {
+            while let Some(answered) = line.remote.poll() {
+                let audit::Done::Ran { call, record, took } = answered else {
                     bail!("an opening that nobody asked for");
                 };
-                // A worker answers in the order in which it is asked.
-                ensure!(flying.pop_front() == Some(call), "runs out of order");
+                // In whatever order the worker answers.
+                let at = flying
+                    .remove(&call)
+                    .context("a run that nobody asked for")?;
                 self.ledger.keep(&record)?;
-                outputs.push(self.output(&record, took)?);
+                done.outputs[at] = Some(self.output(&record, took)?);
+                feed.finish(at, Instant::now());
                 if let Some(background) = background {
                     background.audit(record.counter());
                 }
@@ -314,7 +458,7 @@ impl Work<'_> {
             }
         }
         bar.finish_and_clear();
-        Ok(Ok(outputs))
+        Ok(Ok(()))
     }
 
     fn output(&self, record: &Provisional, took: Duration) -> Result<Ran> {
@@ -324,7 +468,7 @@ impl Work<'_> {
         Ok(Ran {
             tensors: tensors.into_iter().map(Arc::new).collect(),
             took,
-            number: record.counter(),
+            number: Some(record.counter()),
         })
     }
 }
@@ -382,13 +526,16 @@ fn background(
                 None => Line::open(place, terms, ledger.signer(), &hidden)?,
             };
             let why = match open {
-                Ok(mut open) => match audit(&mut open, ledger, terms, number, until, &hidden)? {
-                    Attempt::Over(outcome) => {
-                        line = Some(open).filter(|open| open.remote.failure().is_none());
-                        break outcome;
+                Ok(mut open) => {
+                    match crate::auditing::audit(&mut open, ledger, terms, number, until, &hidden)?
+                    {
+                        Attempt::Over(outcome) => {
+                            line = Some(open).filter(|open| open.remote.failure().is_none());
+                            break outcome;
+                        }
+                        Attempt::Broken(why) => why,
                     }
-                    Attempt::Broken(why) => why,
-                },
+                }
                 Err(InferError::Failed(why)) => why,
                 Err(other) => return Err(other.into()),
             };
@@ -409,6 +556,7 @@ fn background(
     if let Some(line) = line {
         line.close();
     }
+    audits.cpu = thread_cpu();
     Ok(audits)
 }
 

@@ -2,6 +2,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::Downsample;
 use tract_onnx::tract_core::ops::binary::{BinMiniOp, TypedBinOp};
+use tract_onnx::tract_core::ops::cast::{Cast, cast};
 use tract_onnx::tract_core::ops::change_axes::AxisOp;
 use tract_onnx::tract_core::ops::cnn::{
     Conv, KernelFormat, MaxPool, PaddingSpec, PoolSpec, SumPool,
@@ -448,4 +449,36 @@ fn inputs_of_another_type_or_length_are_errors() {
     assert_eq!(floats(&fits[0]), Some(&[0.25; 8][..]));
     assert!(run(Tensor::zero::<f32>(&[2, 3]).expect("zeros")).is_err());
     assert!(run(Tensor::zero::<i32>(&[2, 4]).expect("zeros")).is_err());
+}
+
+#[test]
+fn weights_of_eight_bits_are_widened_once() {
+    // More than the engine folds by itself.
+    let (rows, cols) = (3 << 10, 1 << 10);
+    let mut graph = Graph::new();
+    let x = graph.source(&[rows, cols]);
+    let bytes: Vec<i8> = (0..rows * cols).map(|i| (i % 251) as u8 as i8).collect();
+    let bytes = Tensor::from_shape(&[rows, cols], &bytes).expect("a tensor");
+    let kept = graph.0.add_const("kept", bytes).expect("a constant");
+    let wide = graph.op(cast(DatumType::F32), &[kept]);
+    let step = graph.constant(&[1, 1], &[1.0 / 128.0]);
+    let table = graph.op(binary(math::Mul), &[wide, step]);
+    let y = graph.op(binary(math::Add), &[x, table]);
+    graph.0.select_output_outlets(&[y]).expect("outputs");
+    let engine = graph.0.clone().into_decluttered().expect("engine");
+    let casts = |model: &TypedModel| model.nodes.iter().filter(|n| n.op_is::<Cast>()).count();
+    assert_eq!(casts(&engine), 1, "the engine folds it by now");
+    let mut ours = engine.clone();
+    replace(&mut ours).expect("rules");
+    ours.compact().expect("compacted");
+    assert_eq!(casts(&ours), 0);
+    let x = input(&engine, 0).into_tvalue();
+    let run = |model: TypedModel| {
+        let plan = model
+            .into_optimized()
+            .and_then(|model| model.into_runnable());
+        plan.and_then(|plan| plan.run(tvec!(x.clone())))
+            .expect("a run")
+    };
+    assert_eq!(run(ours), run(engine));
 }

@@ -79,7 +79,7 @@ fn two_rounds() -> WorkerModel {
     };
     let shapes = [Shape::conv(conv).unwrap(), Shape::matmul(product).unwrap()];
     let weights = shapes.each_ref().map(|shape| {
-        let plane = (0..shape.weights()).map(|i| (i * 37 % 255) as i8).collect();
+        let plane: Vec<i8> = (0..shape.weights()).map(|i| (i * 37 % 255) as i8).collect();
         Weights::new(vec![plane], 0).unwrap()
     });
     let layers = shapes.map(|shape| LayerSpec {
