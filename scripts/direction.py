@@ -16,6 +16,7 @@ ALLOWED = {
     "larvatus-graph": {"larvatus-kernels", "larvatus-proto"},
     "larvatus": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
+    "larvatus-train": {"larvatus-kernels", "larvatus-proto", "larvatus-host"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
     "larvatus-serve": {"larvatus-attest"},
     "larvatus-cli": None,

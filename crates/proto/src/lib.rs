@@ -6,6 +6,7 @@
 //! * [`pairing`]: how two ends learn each other's key by a code that people compare,
 //! * [`receipt`]: what was computed and how it was judged, signed by both sides,
 //! * [`order`]: what the trusted side asks of a worker that runs a whole graph, signed,
+//! * [`training`]: what is asked of a worker that convolves for a training,
 //! * [`wire`] and [`frame`]: the canonical, length-limited encoding of every message,
 //! * [`words`]: payloads, in memory of our own or in a link's,
 //! * [`machine`]: the shape of both sides, state machines without sockets or clocks.
@@ -24,6 +25,7 @@ pub mod order;
 pub mod pairing;
 pub mod program;
 pub mod receipt;
+pub mod training;
 pub mod wire;
 pub mod words;
 

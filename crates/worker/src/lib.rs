@@ -5,7 +5,8 @@
 //! * [`attention`]: whether new work is taken,
 //! * [`limits`]: what a peer may make a worker hold or compute,
 //! * [`store`]: the models, shared by all connections, whose calls of the same round are computed together,
-//! * [`service`]: one connection, a state machine without sockets or clocks.
+//! * [`service`]: one connection, a state machine without sockets or clocks,
+//! * [`training`]: one connection of a peer that trains, alike.
 //!
 //! Nobody trusts what this crate computes: the other side checks every answer. What it promises
 //! is to its own host: a peer, whatever it sends, makes it neither panic nor hold more than
@@ -22,6 +23,7 @@ mod queue;
 pub mod service;
 pub mod store;
 mod traces;
+pub mod training;
 
 pub use attention::Attention;
 pub use backend::{Backend, BackendError, Loaded, LoadedGraph};
@@ -30,3 +32,4 @@ pub use limits::Limits;
 pub use queue::Batches;
 pub use service::Service;
 pub use store::Store;
+pub use training::Trainer;

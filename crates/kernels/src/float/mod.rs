@@ -8,6 +8,8 @@
 //! Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), §3.1 and §4.2.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "training")]
+pub mod images;
 mod witness;
 
 use std::ops::Range;
