@@ -218,7 +218,10 @@ mod tests {
                 Err(DecodeError::Trailing { extra: 1 })
             ));
             let mut far = frame;
-            far.head[8..12].copy_from_slice(&1024u32.to_le_bytes());
+            far.head
+                .get_mut(8..12)
+                .unwrap()
+                .copy_from_slice(&1024u32.to_le_bytes());
             assert!(matches!(
                 Job::from_frame(far),
                 Err(DecodeError::TooMany { .. })
