@@ -14,6 +14,7 @@ ALLOWED = {
     "larvatus-proto": {"larvatus-kernels"},
     "larvatus-graph": {"larvatus-kernels", "larvatus-proto"},
     "larvatus": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
+    "larvatus-assess": {"larvatus-kernels", "larvatus-graph"},
     "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},
     "larvatus-cli": None,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::cut::Cut;
+use crate::cut::{Cut, counted};
 use crate::graph::{Element, Graph, Input, Node, Output};
 use crate::model::{Data, Model, ModelError};
 use crate::op::{Op, Step};
@@ -64,12 +64,12 @@ impl Model {
         let behind = |node: usize| from.is_some_and(|cut| cut.front()[node]);
         let before = |node: usize| to.is_none_or(|cut| cut.front()[node]);
         let mut taken = BTreeSet::new();
-        for (node, each) in graph.nodes().iter().enumerate() {
-            let maxima = matches!(each.op, Op::Maxima { .. });
+        // What no output needs would have a part read what does not cross.
+        for (node, counted) in counted(graph).into_iter().enumerate() {
             if behind(node) && !before(node) {
                 return Err(PartError::Order { node });
             }
-            if !maxima && !behind(node) && before(node) {
+            if counted && !behind(node) && before(node) {
                 taken.insert(node);
             }
         }
@@ -133,10 +133,7 @@ impl Model {
             let mut op = node.op.clone();
             rewire(&mut op, number);
             op.renumber(|id| constants.get(&id).copied().unwrap_or(id));
-            nodes.push(Node {
-                op,
-                ..node.clone()
-            });
+            nodes.push(Node { op, ..node.clone() });
         }
         let ports = inputs.iter().filter_map(|id| {
             let spec = *graph.tensors().get(id.index())?;
@@ -177,6 +174,33 @@ impl Model {
     }
 }
 
+impl Graph {
+    /// Most bytes of tensors that are alive at one time, where each is dropped after its last reader.
+    pub fn peak(&self) -> u64 {
+        let mut last = vec![0; self.tensors().len()];
+        for (node, each) in self.nodes().iter().enumerate() {
+            for source in each.op.sources() {
+                if let Source::Tensor(id) = source {
+                    last[id.index()] = node;
+                }
+            }
+        }
+        for output in self.outputs() {
+            last[output.tensor.index()] = usize::MAX;
+        }
+        let mut alive: u64 = self.inputs().iter().map(|input| input.spec.bytes()).sum();
+        let mut most = alive;
+        for node in 0..self.nodes().len() {
+            let made = self.made_by(node).index();
+            alive += self.tensors()[made].bytes();
+            most = most.max(alive);
+            let over = (0..=made).filter(|id| last[*id] == node);
+            alive -= over.map(|id| self.tensors()[id].bytes()).sum::<u64>();
+        }
+        most
+    }
+}
+
 /// What makes a tensor.
 fn name_of(graph: &Graph, id: TensorId) -> String {
     let node = graph.maker(id).and_then(|node| graph.nodes().get(node));
@@ -185,7 +209,9 @@ fn name_of(graph: &Graph, id: TensorId) -> String {
 
 /// The maxima that the nodes read or that are wanted.
 fn maxima_of(graph: &Graph, taken: &BTreeSet<usize>, wanted: &[TensorId]) -> Vec<usize> {
-    let read = taken.iter().flat_map(|node| graph.nodes()[*node].op.sources());
+    let read = taken
+        .iter()
+        .flat_map(|node| graph.nodes()[*node].op.sources());
     let read = read.filter_map(|source| match source {
         Source::Tensor(id) => Some(id),
         Source::Constant(_) => None,
