@@ -452,13 +452,14 @@ impl Bench<'_> {
                 settings.decoder.batch,
                 train.len()
             );
-            attacks.extend(score(
+            let scored = score(
                 AttackKind::Decoder,
                 &pictures_made,
                 &pictures,
                 subject,
                 budget,
-            ));
+            );
+            attacks.push(scored.ok_or(AssessError::Diverged(AttackKind::Decoder))?);
             made.push((AttackKind::Decoder, pictures_made));
         }
         drop(train);
@@ -484,13 +485,8 @@ impl Bench<'_> {
                 settings.inversion.steps,
                 starts.len()
             );
-            attacks.extend(score(
-                AttackKind::Inversion,
-                &found,
-                &pictures,
-                subject,
-                budget,
-            ));
+            let scored = score(AttackKind::Inversion, &found, &pictures, subject, budget);
+            attacks.push(scored.ok_or(AssessError::Diverged(AttackKind::Inversion))?);
             made.push((AttackKind::Inversion, found));
         }
         let fisher = match (&front, noise) {
@@ -561,7 +557,7 @@ impl Bench<'_> {
     }
 }
 
-/// What an attacker reached; none where it made nothing.
+/// What an attacker reached; none where it made what is not finite.
 fn score(
     kind: AttackKind,
     made: &[Vec<f32>],

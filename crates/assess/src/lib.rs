@@ -73,6 +73,9 @@ pub enum AssessError {
     /// A report of another form.
     #[error("report: {0}")]
     Json(#[from] serde_json::Error),
+    /// An attacker's numbers left the finite ones: it has no score, and a report without it would look better than it is.
+    #[error("the {0} diverged; try another --seed")]
+    Diverged(report::AttackKind),
     /// Somebody asked to stop; what is done is kept.
     #[error("stopped")]
     Stopped,

@@ -54,9 +54,9 @@ fn leaky(x: &Tensor) -> candle_core::Result<Tensor> {
     (x.relu()? * 0.8)? + (x * 0.2)?
 }
 
-/// 1 / (1 + exp(−x)).
+/// 1 / (1 + exp(−x)), by tanh: the exponential of a large number would make the gradient one that is none.
 fn sigmoid(x: &Tensor) -> candle_core::Result<Tensor> {
-    (x.neg()?.exp()? + 1.0)?.recip()
+    ((x * 0.5)?.tanh()? * 0.5)? + 0.5
 }
 
 /// The pictures of a tensor of images × elements.
