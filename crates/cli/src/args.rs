@@ -21,6 +21,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run a model on images or tensors.
     Run(Box<Run>),
+    /// Try to reconstruct inputs from what crosses each cut of a network, and say which cut a policy allows, if any.
+    Assess(Box<Assess>),
     /// Show what would be done, layer by layer, and what it guarantees.
     Plan(Plan),
     /// Make tickets ahead and keep them in a store, for `run --store`.
@@ -427,6 +429,74 @@ pub(crate) struct Picture {
     /// Divides each channel after that, one value or one a channel.
     #[arg(long, default_value = "128", value_name = "V[,V,V]")]
     pub(crate) std: String,
+}
+
+/// Leakage assessment.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Assess {
+    /// The model, an ONNX file: one image in, scores of classes out.
+    pub(crate) model: PathBuf,
+    /// Labelled images: the four IDX files of MNIST and its kin, a folder for each class, or names that end in _CLASS.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where attackers learn from instead of a half of --data, in the same forms.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) attack_data: Option<PathBuf>,
+    /// Who attacks: decoder, inversion.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME,NAME",
+        default_value = "decoder,inversion"
+    )]
+    pub(crate) attackers: Vec<String>,
+    /// The page for people.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: PathBuf,
+    /// The same for machines.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) json: Option<PathBuf>,
+    /// A first look: few cuts, few images, short attacks.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Go on where an assessment of the same model, images and settings was stopped.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Cuts that are attacked.
+    #[arg(long, value_name = "N")]
+    pub(crate) cuts: Option<usize>,
+    /// Images that attackers learn from, at most.
+    #[arg(long, value_name = "N")]
+    pub(crate) train_images: Option<usize>,
+    /// Images that are scored, at most.
+    #[arg(long, value_name = "N")]
+    pub(crate) test_images: Option<usize>,
+    /// Steps of training a decoder.
+    #[arg(long, value_name = "N")]
+    pub(crate) decoder_steps: Option<usize>,
+    /// Steps of an inversion, from each start.
+    #[arg(long, value_name = "N")]
+    pub(crate) inversion_steps: Option<usize>,
+    /// Noise added at the cut, over the deviation of what crosses; with it the report has the Fisher-information bound.
+    #[arg(long, default_value_t = 0.0, value_name = "PART")]
+    pub(crate) noise: f64,
+    /// The policy: mean structural similarity of any attacker's reconstructions, at most.
+    #[arg(long, default_value_t = 0.2, value_name = "S")]
+    pub(crate) max_ssim: f64,
+    /// The policy: the same of the one image in a hundred that fares worst.
+    #[arg(long, default_value_t = 0.4, value_name = "S")]
+    pub(crate) max_worst_ssim: f64,
+    /// The policy: the part of images that are found by their reconstruction, at most.
+    #[arg(long, default_value_t = 0.1, value_name = "PART")]
+    pub(crate) max_found: f64,
+    /// Of everything that is drawn.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) picture: Picture,
+    /// No progress bars, and one line of JSON at the end instead of the table.
+    #[arg(long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(clap::Args, Debug)]

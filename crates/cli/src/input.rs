@@ -164,7 +164,8 @@ fn square(image: &DynamicImage, crop: f32, width: usize, height: usize) -> Dynam
     )
 }
 
-fn per_channel(flag: &str, text: &str) -> Result<[f32; 3]> {
+/// `V` or `V,V,V` as a number for each channel.
+pub(crate) fn per_channel(flag: &str, text: &str) -> Result<[f32; 3]> {
     let values = text
         .split(',')
         .map(|v| v.trim().parse::<f32>())

@@ -9,6 +9,8 @@
 //! * [`graph`]: the graph, its encoding and its limits,
 //! * [`tensor`]: tensors, and in which order their bytes are committed to,
 //! * [`model`]: a graph with its constants, as it is uploaded,
+//! * [`cut`]: where it can be cut in two,
+//! * [`part`]: what lies between two cuts, as a graph of its own,
 //! * [`run`]: running it,
 //! * [`trace`]: what is shown of a run, and a recorder that commits to it,
 //! * [`units`]: the parts of a run that can be audited, what each needs, which are drawn,
@@ -20,11 +22,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cut;
 pub mod encode;
 pub mod graph;
 mod local;
 pub mod model;
 pub mod op;
+pub mod part;
 pub mod pool;
 pub mod replay;
 pub mod run;
@@ -34,9 +38,11 @@ mod tests;
 pub mod trace;
 pub mod units;
 
+pub use cut::{Cut, Cuts};
 pub use graph::{Graph, GraphError, Input, Node, Output};
 pub use model::{Data, Model, ModelError};
 pub use op::{Linear, Op};
+pub use part::{Part, PartError};
 pub use replay::Mismatch;
 pub use run::{Prepared, RunError};
 pub use tensor::{ConstantId, Kind, Order, Source, TensorId, TensorSpec, Values};

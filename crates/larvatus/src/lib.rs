@@ -13,6 +13,7 @@
 //! * [`audit`]: a worker runs the whole network in clear, signs it and is audited later,
 //! * [`exact`]: the same network, all of it here,
 //! * [`whole`]: the same network as one program, for a worker that runs all of it,
+//! * [`ternary`]: the same in three parts, the middle at a worker in clear,
 //! * [`faithful`]: a mode that masks with floats and leaks, to be compared with,
 //! * [`error`]: what can go wrong, split by whose fault it is.
 //!
@@ -63,4 +64,5 @@ pub mod session;
 pub mod shares;
 pub mod store;
 pub mod tensor;
+pub mod ternary;
 pub mod whole;

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod assess;
 mod audit;
 mod bench;
 mod calibrate;
@@ -38,6 +39,7 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             known::resolve(args.worker.iter_mut().chain(dealer), identity)?;
             run::run(&args)
         }
+        Command::Assess(args) => assess::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Provision(args) => provision::run(&args),
         Command::Serve(mut args) => {
