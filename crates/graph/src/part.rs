@@ -110,7 +110,7 @@ impl Model {
         taken: &BTreeSet<usize>,
         inputs: &[TensorId],
         outputs: &[TensorId],
-    ) -> Result<Model, PartError> {
+    ) -> Result<Self, PartError> {
         let graph = self.graph();
         let mut numbers: HashMap<TensorId, TensorId> = HashMap::new();
         let made = taken.iter().map(|node| graph.made_by(*node));
@@ -154,7 +154,7 @@ impl Model {
         let specs = data.iter().map(Data::spec).collect();
         let part = Graph::new(ports.collect(), specs, nodes, results.collect());
         let part = part.and_then(|part| part.with_grain(graph.grain()));
-        Ok(Model::new(part.map_err(ModelError::from)?, &data)?)
+        Ok(Self::new(part.map_err(ModelError::from)?, &data)?)
     }
 
     /// A constant's elements; empty where there is none of this number.

@@ -185,7 +185,7 @@ mod tests {
     fn clouds(gap: f64) -> (Vec<Vec<f32>>, Vec<usize>) {
         let mut rng = Rng::new(7);
         let one = |at: usize| {
-            let centre = if at % 2 == 0 { gap } else { -gap };
+            let centre = if at.is_multiple_of(2) { gap } else { -gap };
             (0..6).map(|_| (centre + rng.normal()) as f32).collect()
         };
         let rows = (0..120).map(one).collect();
