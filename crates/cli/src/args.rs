@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Serve(Box<Inference>),
     /// Ask a service that proves what code it is, and no other: evidence is verified before an input is sent.
     Client(Client),
+    /// Train a network like VGG or ResNet, alone or with a worker.
+    Train(Box<crate::cmd::train::Args>),
     /// Serve as an untrusted worker.
     Worker(Serve),
     /// Serve as a dealer: make the tickets of others, whose inputs never come here.
@@ -563,6 +565,9 @@ pub(crate) struct Serve {
     /// configuration where not given.
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt_key: Option<PathBuf>,
+    /// Serve `larvatus train` instead of inferences: convolutions in floats, and their gradients.
+    #[arg(long)]
+    pub(crate) training: bool,
     /// Stop when standard input ends, and remove the socket's folder: for a process that its caller
     /// started.
     #[arg(long, hide = true)]

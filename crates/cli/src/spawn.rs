@@ -17,12 +17,18 @@ pub(crate) struct OwnWorker {
 impl OwnWorker {
     /// Starts this program as a worker on a Unix socket in a fresh folder.
     pub(crate) fn start(threads: Option<usize>) -> Result<Self> {
+        Self::start_with(threads, &[])
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn start_with(threads: Option<usize>, further: &[&str]) -> Result<Self> {
         let folder = fresh_folder()?;
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let mut command = Command::new(program);
         command
             .args(["worker", "--until-stdin-ends", "--listen"])
             .arg(format!("unix:{}", folder.join("worker").display()))
+            .args(further)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             // A group of its own: Ctrl-C on a terminal is for us, and the worker, whose standard

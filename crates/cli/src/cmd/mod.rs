@@ -15,6 +15,7 @@ pub(crate) mod release;
 mod run;
 pub(crate) mod seal;
 mod serve;
+pub(crate) mod train;
 mod worker;
 
 use std::path::Path;
@@ -50,6 +51,11 @@ pub(crate) fn run(args: Args) -> Result<Verdict> {
             serve::run(&args)
         }
         Command::Client(args) => client::run(&args),
+        Command::Train(mut args) => {
+            let args = &mut *args;
+            known::resolve(&mut args.worker, &mut args.identity)?;
+            train::run(args)
+        }
         Command::Worker(args) => worker::run(&args, worker::Role::Worker),
         Command::Dealer(args) => worker::run(&args, worker::Role::Dealer),
         Command::Identity(args) => {

@@ -13,9 +13,11 @@ use larvatus_host::load::{Others, Source, System};
 use larvatus_host::pump::Options;
 use larvatus_host::tls::Identity;
 use larvatus_host::{Address, Clock, Listener, Pin, entropy, serve};
+use larvatus_proto::machine::Machine;
 use larvatus_proto::receipt::Signer;
 use larvatus_worker::cpu::Cpu;
-use larvatus_worker::{Attention, Backend, Limits, Service, Store};
+use larvatus_worker::training::{Threads, TrainingLimits};
+use larvatus_worker::{Attention, Backend, Limits, Service, Store, Trainer};
 
 use crate::Verdict;
 use crate::args::Serve as Args;
@@ -34,6 +36,10 @@ pub(super) enum Role {
 
 pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     let address: Address = args.listen.parse()?;
+    ensure!(
+        !args.training || role == Role::Worker,
+        "--training is for workers: a dealer deals for inferences"
+    );
     let threads = match args.threads {
         Some(threads) => NonZeroUsize::new(threads).context("--threads must be at least 1")?,
         None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
@@ -86,12 +92,20 @@ pub(super) fn run(args: &Args, role: Role) -> Result<Verdict> {
     if let Some(gate) = gate {
         gate.open(args, &mut listener)?;
     }
-    let make = move |now| {
+    let training = match args.training {
+        true => Some(Threads::new(threads)?),
+        false => None,
+    };
+    let make = move |now| -> Box<dyn Machine + Send> {
         let store = Arc::clone(&store);
-        Box::new(match role {
-            Role::Worker => Service::new(store, now),
-            Role::Dealer => Service::dealer(store, now),
-        }) as Box<_>
+        match (&training, role) {
+            (Some(threads), _) => {
+                let limits = TrainingLimits::default();
+                Box::new(Trainer::new(limits, Some(threads.clone()), now))
+            }
+            (None, Role::Worker) => Box::new(Service::new(store, now)),
+            (None, Role::Dealer) => Box::new(Service::dealer(store, now)),
+        }
     };
     serve(
         &listener,

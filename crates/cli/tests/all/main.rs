@@ -22,3 +22,4 @@ mod serving;
 mod shares;
 mod store;
 mod tls;
+mod training;
