@@ -32,7 +32,7 @@ pub(crate) enum Command {
     /// Ask a service that proves what code it is, and no other: evidence is verified before an input is sent.
     Client(Client),
     /// Train a network like VGG or ResNet, alone or with a worker.
-    Train(Box<crate::cmd::train::Args>),
+    Train(Box<cmd::train::Args>),
     /// Serve as an untrusted worker.
     Worker(Serve),
     /// Serve as a dealer: make the tickets of others, whose inputs never come here.

@@ -408,7 +408,8 @@ impl Run<'_> {
 
     /// Draws, reports and says what is guaranteed.
     fn finish(mut self) -> Result<()> {
-        let pictures: [(&str, &str, fn(&Epoch) -> f64); 2] = [
+        type Pick = fn(&Epoch) -> f64;
+        let pictures: [(_, _, Pick); 2] = [
             ("loss.svg", "Mean loss of an epoch", |e| e.loss),
             ("accuracy.svg", "Accuracy on the test set", |e| e.accuracy),
         ];
