@@ -147,8 +147,11 @@ fn another_image_is_refused_before_anything_is_sent() {
 #[test]
 fn a_policy_that_does_not_name_the_simulated_platform_refuses_it() {
     let (_server, plain, tls) = genuine();
-    let text = "version = 1\nfreshness = 60\n[[nitro.image]]\npcr0 = \"danger-any\"\npcr1 = \"danger-any\"\npcr2 = \"danger-any\"\n";
-    let verifier = Verifier::new(Policy::from_toml(text).unwrap()).unwrap();
+    let text = format!(
+        "version = 1\nfreshness = 60\n[[nitro.image]]\npcr0 = \"{}\"\npcr1 = \"danger-any\"\npcr2 = \"danger-any\"\n",
+        "a".repeat(96)
+    );
+    let verifier = Verifier::new(Policy::from_toml(&text).unwrap()).unwrap();
     assert!(client::over_tls(&tls, &verifier, PATIENCE).is_err());
     assert!(client::sealed(&plain, &verifier, PATIENCE).is_err());
 }
