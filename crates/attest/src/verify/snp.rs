@@ -1,34 +1,27 @@
-//! SEV-SNP reports. `sev` parses them and verifies the chain of certificates; what it leaves out is
-//! here: the signature over the report's very bytes, validity in time, the list of revoked
-//! certificates, the chip and the versions that the VCEK was made for, and the guest's policy.
+//! SEV-SNP reports: the chain from AMD's root to the chip's certificate, the signature over the
+//! report's very bytes, validity in time, the list of revoked certificates, the chip and the versions
+//! that the VCEK was made for, and the guest's policy. x509-parser parses certificates, ring verifies.
 //!
 //! Source: AMD 56860 (SEV-SNP ABI), AMD 57230 (VCEK certificates and key service).
 
-use ring::signature::{ECDSA_P384_SHA384_FIXED, RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
-use sev::certs::snp::{Certificate, Verifiable, builtin};
-use sev::firmware::guest::AttestationReport;
-use sev::firmware::host::TcbVersion;
-use sev::parser::ByteParser;
-use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
+mod chain;
+mod report;
+
+use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
+use x509_parser::prelude::X509Certificate;
 use x509_parser::time::ASN1Time;
+
+pub(super) use chain::Issuer;
+use chain::{issuer_of, not_revoked, parse};
+use report::{CHIP, Report, SIGNED, Tcb};
 
 use crate::platform::Platform;
 use crate::policy::{Crl, Product, Snp, SnpImage};
 use crate::statement::UnixTime;
-use crate::verify::{Refused, RootError, TcbPart};
-
-/// Bytes of a report.
-const LENGTH: usize = 1184;
-
-/// Bytes of a report that are signed; the signature follows.
-const SIGNED: usize = 0x2a0;
+use crate::verify::{Refused, TcbPart};
 
 /// Bytes of each half of the signature, little-endian; those above 48 are zero.
 const HALF: usize = 72;
-
-/// Where a report names its chip.
-const CHIP: std::ops::Range<usize> = 0x1a0..0x1e0;
 
 /// OIDs of a VCEK's extensions, under 1.3.6.1.4.1.3704.1.
 mod oid {
@@ -40,73 +33,10 @@ mod oid {
     pub(super) const CHIP: &str = "1.3.6.1.4.1.3704.1.4";
 }
 
-/// Who issues the VCEKs of one generation: root (ARK) and signing key (ASK), which sign themselves
-/// and each other as they should.
-#[derive(Debug)]
-pub(super) struct Issuer {
-    product: Product,
-    ask: Certificate,
-    ark_der: Vec<u8>,
-    ask_der: Vec<u8>,
-}
-
-impl Issuer {
-    pub(super) fn makers() -> Result<Vec<Self>, RootError> {
-        use builtin::{genoa, milan, turin};
-        let each = [
-            (Product::Milan, milan::ARK, milan::ASK),
-            (Product::Genoa, genoa::ARK, genoa::ASK),
-            (Product::Turin, turin::ARK, turin::ASK),
-        ];
-        let pem = |bytes| {
-            let certificate = Certificate::from_pem(bytes);
-            certificate.and_then(|certificate| certificate.to_der())
-        };
-        let each = each.into_iter().map(|(product, ark, ask)| {
-            Self::new(
-                product,
-                &pem(ark).map_err(unusable)?,
-                &pem(ask).map_err(unusable)?,
-            )
-        });
-        each.collect()
-    }
-
-    pub(super) fn new(product: Product, ark: &[u8], ask: &[u8]) -> Result<Self, RootError> {
-        let root = Certificate::from_der(ark).map_err(unusable)?;
-        let signer = Certificate::from_der(ask).map_err(unusable)?;
-        (&root, &root).verify().map_err(unusable)?;
-        (&root, &signer).verify().map_err(unusable)?;
-        for der in [ark, ask] {
-            X509Certificate::from_der(der).map_err(unusable)?;
-        }
-        Ok(Self {
-            product,
-            ask: signer,
-            ark_der: ark.to_vec(),
-            ask_der: ask.to_vec(),
-        })
-    }
-
-    fn ark(&self) -> Result<X509Certificate<'_>, Refused> {
-        parse(&self.ark_der)
-    }
-
-    fn ask(&self) -> Result<X509Certificate<'_>, Refused> {
-        parse(&self.ask_der)
-    }
-}
-
-fn unusable(error: impl std::fmt::Display) -> RootError {
-    RootError {
-        why: error.to_string(),
-    }
-}
-
 /// What a chip signed.
 #[derive(Debug)]
 pub(super) struct Claims {
-    report: Box<AttestationReport>,
+    report: Box<Report>,
     product: Product,
     crl: bool,
 }
@@ -119,27 +49,24 @@ pub(super) fn genuine(
     issuers: &[Issuer],
     now: UnixTime,
 ) -> Result<Claims, Refused> {
-    if bytes.len() != LENGTH {
-        return Err(Refused::SnpLength { got: bytes.len() });
-    }
-    let report = AttestationReport::from_bytes(bytes).map_err(|_| Refused::SnpReport)?;
-    if report.sig_algo != 1 {
+    let report = Report::read(bytes)?;
+    if report.algorithm != 1 {
         return Err(Refused::SnpAlgorithm {
-            got: report.sig_algo,
+            got: report.algorithm,
         });
     }
-    if report.key_info.mask_chip_key() {
+    if report.key.masked() {
         return Err(Refused::SnpKeyMasked);
     }
-    if report.key_info.signing_key() != 0 {
+    if report.key.kind() != 0 {
         return Err(Refused::SnpSigningKey {
-            got: report.key_info.signing_key(),
+            got: report.key.kind(),
         });
     }
 
     let certificate = parse(vcek)?;
     let issuer = issuer_of(&certificate, issuers)?;
-    signed_by_issuer(vcek, issuer)?;
+    issuer.signed(vcek)?;
     let at = moment(now)?;
     for valid in [&certificate, &issuer.ask()?, &issuer.ark()?] {
         if !valid.validity().is_valid_at(at) {
@@ -152,19 +79,16 @@ pub(super) fn genuine(
     if extension(&certificate, oid::CHIP).and_then(chip) != Some(report.chip_id) {
         return Err(Refused::SnpChip);
     }
-    made_for(&certificate, &report.reported_tcb)?;
+    let product = issuer.product();
+    if report.product.is_some_and(|named| named != product) {
+        return Err(Refused::SnpChip);
+    }
+    made_for(&certificate, &Tcb::read(report.reported_tcb, product))?;
     Ok(Claims {
         report: Box::new(report),
-        product: issuer.product,
+        product,
         crl,
     })
-}
-
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Refused> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        _ => Err(Refused::VcekMalformed),
-    }
 }
 
 fn moment(now: UnixTime) -> Result<ASN1Time, Refused> {
@@ -172,73 +96,11 @@ fn moment(now: UnixTime) -> Result<ASN1Time, Refused> {
     ASN1Time::from_timestamp(seconds).map_err(|_| Refused::VcekExpired)
 }
 
-fn issuer_of<'a>(
-    certificate: &X509Certificate<'_>,
-    issuers: &'a [Issuer],
-) -> Result<&'a Issuer, Refused> {
-    for issuer in issuers {
-        if issuer.ask()?.subject().as_raw() == certificate.issuer().as_raw() {
-            return Ok(issuer);
-        }
-    }
-    Err(Refused::VcekIssuer)
-}
-
-/// The signature is over what `sev` writes out again, so that must be what came in.
-fn signed_by_issuer(der: &[u8], issuer: &Issuer) -> Result<(), Refused> {
-    let vcek = Certificate::from_der(der).map_err(|_| Refused::VcekMalformed)?;
-    if vcek.to_der().ok().as_deref() != Some(der) {
-        return Err(Refused::VcekMalformed);
-    }
-    // The algorithm is named inside and outside of what is signed; `sev` compares neither with the other.
-    let parsed = parse(der)?;
-    let whole = parsed.signature_value.unused_bits == 0;
-    if !whole || parsed.signature_algorithm != parsed.tbs_certificate.signature {
-        return Err(Refused::VcekMalformed);
-    }
-    let verified = (&issuer.ask, &vcek).verify();
-    verified.map_err(|_| Refused::VcekSignature)
-}
-
-/// Whether a list of the issuer's root says that the issuer's signing key holds. AMD's lists are of
-/// what the root issued; VCEKs are not on them, old ones are refused by their versions.
-fn not_revoked(issuer: &Issuer, crls: &[Vec<u8>], at: ASN1Time) -> Result<bool, Refused> {
-    let (ark, ask) = (issuer.ark()?, issuer.ask()?);
-    let mut looked = false;
-    for der in crls {
-        let Ok(([], crl)) = CertificateRevocationList::from_der(der) else {
-            return Err(Refused::CrlMalformed);
-        };
-        if crl.issuer().as_raw() != ark.subject().as_raw() {
-            continue;
-        }
-        let whole = crl.signature_value.unused_bits == 0;
-        if !whole || crl.signature_algorithm != crl.tbs_cert_list.signature {
-            return Err(Refused::CrlMalformed);
-        }
-        let key = &ark.public_key().subject_public_key.data;
-        UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, key)
-            .verify(crl.tbs_cert_list.as_ref(), &crl.signature_value.data)
-            .map_err(|_| Refused::CrlSignature)?;
-        let next = crl.next_update().ok_or(Refused::CrlExpired)?;
-        if at < crl.last_update() || at > next {
-            return Err(Refused::CrlExpired);
-        }
-        let mut revoked = crl.iter_revoked_certificates();
-        if revoked.any(|revoked| revoked.user_certificate == ask.tbs_certificate.serial) {
-            return Err(Refused::VcekRevoked);
-        }
-        looked = true;
-    }
-    Ok(looked)
-}
-
 /// The signature over the bytes as they came, not over what a parser made of them.
 fn signed_by_chip(report: &[u8], vcek: &X509Certificate<'_>) -> Result<(), Refused> {
     let (signed, signature) = report.split_at(SIGNED);
-    let (halves, reserved) = signature.split_at(2 * HALF);
     let mut fixed = [0; 96];
-    for (half, to) in halves.chunks_exact(HALF).zip(fixed.chunks_exact_mut(48)) {
+    for (half, to) in signature.chunks_exact(HALF).zip(fixed.chunks_exact_mut(48)) {
         let (number, above) = half.split_at(48);
         if above.iter().any(|byte| *byte != 0) {
             return Err(Refused::SnpSignature);
@@ -246,9 +108,6 @@ fn signed_by_chip(report: &[u8], vcek: &X509Certificate<'_>) -> Result<(), Refus
         for (to, from) in to.iter_mut().zip(number.iter().rev()) {
             *to = *from;
         }
-    }
-    if reserved.iter().any(|byte| *byte != 0) {
-        return Err(Refused::SnpReport);
     }
     let key = &vcek.public_key().subject_public_key.data;
     UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key)
@@ -292,7 +151,7 @@ fn version(value: &[u8]) -> Option<u8> {
 }
 
 /// The versions of a report, by part; of the ones that its generation has.
-fn parts(tcb: &TcbVersion) -> impl Iterator<Item = (TcbPart, &'static str, u8)> {
+fn parts(tcb: &Tcb) -> impl Iterator<Item = (TcbPart, &'static str, u8)> {
     let fmc = tcb.fmc.map(|version| (TcbPart::Fmc, oid::FMC, version));
     let others = [
         (TcbPart::Bootloader, oid::BOOTLOADER, tcb.bootloader),
@@ -304,7 +163,7 @@ fn parts(tcb: &TcbVersion) -> impl Iterator<Item = (TcbPart, &'static str, u8)> 
 }
 
 /// The chip derives its key from its versions, so key and report must agree on them.
-fn made_for(vcek: &X509Certificate<'_>, tcb: &TcbVersion) -> Result<(), Refused> {
+fn made_for(vcek: &X509Certificate<'_>, tcb: &Tcb) -> Result<(), Refused> {
     for (part, oid, reported) in parts(tcb) {
         let value = extension(vcek, oid).ok_or(Refused::VcekMalformed)?;
         let certified = version(value).ok_or(Refused::VcekMalformed)?;
@@ -338,7 +197,8 @@ impl Claims {
     }
 
     pub(super) fn level(&self) -> String {
-        let versions = parts(&self.report.reported_tcb).map(|(part, _, v)| format!("{part} {v}"));
+        let reported = Tcb::read(self.report.reported_tcb, self.product);
+        let versions = parts(&reported).map(|(part, _, v)| format!("{part} {v}"));
         versions.collect::<Vec<_>>().join(", ")
     }
 
@@ -355,7 +215,7 @@ impl Claims {
             image: _,
         } = policy;
         let report = &self.report;
-        if report.policy.debug_allowed() {
+        if report.policy.debug() {
             return Err(Refused::Debug {
                 platform: Platform::SevSnp,
             });
@@ -376,10 +236,10 @@ impl Claims {
                 got: report.vmpl,
             });
         }
-        if report.policy.migrate_ma_allowed() && !allow_migration {
+        if report.policy.migration() && !allow_migration {
             return Err(Refused::SnpMigration);
         }
-        if report.policy.smt_allowed() && !allow_smt {
+        if report.policy.smt() && !allow_smt {
             return Err(Refused::SnpSmt);
         }
         if report.guest_svn < *minimum_guest_svn {
@@ -395,11 +255,11 @@ impl Claims {
     fn new_enough(&self, policy: &Snp) -> Result<(), Refused> {
         let least = &policy.minimum_tcb;
         for tcb in [
-            &self.report.reported_tcb,
-            &self.report.current_tcb,
-            &self.report.committed_tcb,
+            self.report.reported_tcb,
+            self.report.current_tcb,
+            self.report.committed_tcb,
         ] {
-            for (part, _, got) in parts(tcb) {
+            for (part, _, got) in parts(&Tcb::read(tcb, self.product)) {
                 let least = match part {
                     TcbPart::Bootloader => least.bootloader,
                     TcbPart::Fmc => least.fmc,
