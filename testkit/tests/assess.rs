@@ -94,7 +94,7 @@ fn the_front_in_floats_agrees_with_the_program() {
     let graph = subject.model().graph();
     let cuts = graph.cuts(10_000).all;
     let several = cuts.iter().filter(|cut| cut.tensors().len() > 1).count();
-    assert!(cuts.len() > 8 && several > 2, "{} {several}", cuts.len());
+    assert!(cuts.len() > 6 && several > 1, "{} {several}", cuts.len());
     let images: Vec<Vec<f32>> = (0..3).map(|seed| pixels(seed, 432)).collect();
     let x = Tensor::from_vec(images.concat(), (3, 432), &Device::Cpu).unwrap();
     for cut in cuts.iter().filter(|cut| cut.linears() > 0) {
