@@ -317,6 +317,13 @@ fn every_fault_of_an_snp_report_has_its_own_error() {
     let mut reserved = good().signed();
     reserved[1183] = 1;
     assert_eq!(raw(reserved), Refused::SnpReport);
+    // From version 3 on a report names its processor.
+    let named = |cpuid: [u8; 2]| good().with(0, &[3]).with(0x188, &cpuid);
+    let milan = named([0x19, 1]).evidence(&statement(), "vcek");
+    let verdict = verifier(amd::POLICY).channel(&milan, challenge(), channel(), NOW);
+    assert!(verdict.is_ok());
+    assert_eq!(plain(named([0x1a, 2])), Refused::SnpChip);
+    assert_eq!(plain(named([0x19, 0x20])), Refused::SnpReport);
 }
 
 #[test]

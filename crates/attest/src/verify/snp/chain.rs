@@ -235,3 +235,91 @@ fn is_pss_sha384(algorithm: &AlgorithmIdentifier<'_>) -> bool {
         && parameters.salt_length() == 48
         && parameters.trailer_field() == 1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where AMD's ARK ends its signed part, and where its signature begins.
+    fn ark() -> (Vec<u8>, usize) {
+        let der = MAKERS[0].1.to_vec();
+        let end = 4 + parse(&der).unwrap().tbs_certificate.as_ref().len();
+        (der, end)
+    }
+
+    fn by_itself(der: &[u8]) -> Result<(), Unsigned> {
+        signed(der, parse(MAKERS[0].1).unwrap().public_key())
+    }
+
+    #[test]
+    fn roots_sign_their_own_generation_only() {
+        assert_eq!(Issuer::makers().unwrap().len(), 3);
+        for (product, ark, _) in MAKERS {
+            for (other, _, ask) in MAKERS {
+                let issuer = Issuer::new(product, ark, ask);
+                assert_eq!(issuer.is_ok(), product == other, "{product:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_surrounds_the_signed_part_has_one_form() {
+        let (good, end) = ark();
+        assert_eq!(by_itself(&good), Ok(()));
+        // Every bit of the algorithm's name and of the signature's header, which nothing signs.
+        let header = good.len() - 512 - 5;
+        for at in (0..4).chain(end..header + 5) {
+            for bit in 0..8 {
+                let mut changed = good.clone();
+                changed[at] ^= 1 << bit;
+                assert_eq!(by_itself(&changed), Err(Unsigned::Form), "{at} {bit}");
+            }
+        }
+        // The same lengths, in a byte more than DER allows.
+        let mut longer = good.clone();
+        longer.splice(header + 1..header + 2, [0x83, 0]);
+        let length = u16::try_from(longer.len() - 4).unwrap();
+        longer[2..4].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(by_itself(&longer), Err(Unsigned::Form));
+        let mut longer = good.clone();
+        longer.splice(1..2, [0x83, 0]);
+        assert_eq!(by_itself(&longer), Err(Unsigned::Form));
+        let mut more = good.clone();
+        more.push(0);
+        assert_eq!(by_itself(&more), Err(Unsigned::Form));
+        let mut signature = good;
+        *signature.last_mut().unwrap() ^= 1;
+        assert_eq!(by_itself(&signature), Err(Unsigned::Signature));
+    }
+
+    #[test]
+    fn other_parameters_of_the_signature_are_another_form() {
+        let (good, end) = ark();
+        let algorithm = &good[end..good.len() - 512 - 5];
+        let is = |der: &[u8]| match AlgorithmIdentifier::from_der(der) {
+            Ok(([], algorithm)) => is_pss_sha384(&algorithm),
+            _ => false,
+        };
+        assert!(is(algorithm));
+        let hash = [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 2];
+        let hashes = algorithm.windows(9).enumerate();
+        let mut spoil: Vec<usize> = hashes
+            .filter(|(_, window)| *window == hash)
+            .map(|(at, _)| at + 8)
+            .collect();
+        assert_eq!(spoil.len(), 2);
+        let salt = algorithm.windows(5).position(|w| w == [0xa2, 3, 2, 1, 48]);
+        let trailer = algorithm.windows(5).position(|w| w == [0xa3, 3, 2, 1, 1]);
+        spoil.extend([salt.unwrap() + 4, trailer.unwrap() + 4]);
+        for at in spoil {
+            let mut changed = algorithm.to_vec();
+            changed[at] += 1;
+            assert!(!is(&changed), "{at}");
+        }
+        // RSA with SHA-384, PKCS #1 v1.5.
+        let rsa = [
+            0x30, 13, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 12, 5, 0,
+        ];
+        assert!(!is(&rsa));
+    }
+}
