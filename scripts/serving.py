@@ -26,6 +26,8 @@ from tools import environment  # noqa: E402
 from tools.cache import Cache, FetchError, default_dir, fail, say  # noqa: E402
 
 MODELS = ["efficientnet-lite0", "ppocr-rec"]
+# A line of text in the size that the samples have.
+SHAPES = ["--shape", "ppocr-rec:x=1x3x48x320"]
 
 
 class Service:
@@ -115,7 +117,7 @@ def clients(args) -> int:
     import tritonclient.http
     cache = Cache(default_dir())
     faults = 0
-    with Service(args, MODELS) as service:
+    with Service(args, MODELS, *SHAPES) as service:
         http = tritonclient.http.InferenceServerClient(service.http)
         grpc = tritonclient.grpc.InferenceServerClient(service.grpc)
         wait_until_ready(http)
