@@ -166,7 +166,8 @@ def fuzz(args) -> int:
         command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run",
                    f"http://{service.http}/openapi.json", "--checks", "not_a_server_error,status_code_conformance,content_type_conformance",
                    "--max-examples", str(args.examples), "--seed", str(args.seed), "--phases", "examples,coverage,fuzzing", "--no-color"]
-        return subprocess.run(command).returncode
+        # It leaves a folder where it runs.
+        return subprocess.run(command, cwd=service.folder.name).returncode
 
 
 def main() -> int:
